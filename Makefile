@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` and `make test`. Each prepares what it needs on a machine that has Python 3.11+ and nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?= $(wildcard ../shared/data)
+SHELL  := /bin/bash
+
+.PHONY: help demo test slow lint .venv wheel bench-gpu clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train diffusion detectors on real data beside honest baselines (about 4 minutes after the install)"
+	@echo "make test    run the tests (under 15 minutes on 2 cores)"
+	@echo "make slow    run the tests marked slow as well"
+	@echo "make lint    ruff and pyright"
+	@echo "make .venv   prepare the environment for tests and experiments (CPU)"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("jaxad needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,experiments]'
+	@touch $@ $(VENV)/demo.stamp
+
+.venv: $(VENV)/dev.stamp
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/jaxad demo
+
+test: $(VENV)/dev.stamp
+	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest -m "not slow" --durations=15
+
+slow: $(VENV)/dev.stamp
+	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest --durations=15 --timeout=3600
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+wheel: $(VENV)/dev.stamp
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) dist runs .pytest_cache .ruff_cache

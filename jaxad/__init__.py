@@ -1,0 +1,1 @@
+"""Anomaly detection and anomaly generation with diffusion models in JAX."""

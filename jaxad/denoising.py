@@ -1,0 +1,116 @@
+"""Where a network becomes a function: ``Denoise = (noisy, level) -> clean estimate``.
+
+Parameters, what the network predicts, conditioning and precision are closed over here and nowhere else; samplers and scorers see
+only the function. They may rely on one property of every ``Denoise``: it depends on ``noisy`` only through ``noisy / alpha`` and
+``sigma / alpha``, so ``denoise(z, (alpha, sigma)) == denoise(z / alpha, (1, sigma / alpha))``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxad.noise import VELOCITY, NoiseLevel, Prediction, expand, posterior, transition_variance
+
+Denoise = Callable[[Array, NoiseLevel], Array]
+"""``(noisy [batch, *sample], level with arrays of shape [] or [batch]) -> posterior mean of the clean sample, [batch, *sample]``."""
+
+Variance = Callable[[Array, NoiseLevel, NoiseLevel], Array]
+"""``(noisy, cleaner, noisier) -> variance of the reverse step``, broadcastable against ``noisy``; see ``jaxad.sampling.ancestral``."""
+
+
+def network_output(
+    network: nn.Module,
+    params: Any,
+    noisy: Float[Array, "batch *sample"],
+    level: NoiseLevel,
+    *,
+    label: Int[Array, " batch"] | None = None,
+    dropout_key: Array | None = None,
+    dtype: Any = None,
+) -> tuple[Float[Array, "batch *sample"], Float[Array, "batch *sample"] | None]:
+    """Run the network on unit-variance input: ``(prediction, variance interpolation or None)``.
+
+    ``noisy`` is divided by ``sqrt(alpha^2 + sigma^2)`` (EDM's c_in at unit data variance; 1 for variance-preserving levels). With
+    ``network.learned_variance`` the last axis of the raw output is twice as long and its second half is the interpolation.
+    A ``dropout_key`` switches training mode on.
+    """
+    r = (level.alpha**2 + level.sigma**2) ** 0.5
+    scaled = noisy / expand(r, noisy)
+    log_snr = jnp.broadcast_to(jnp.asarray(level.log_snr, jnp.float32), noisy.shape[:1])
+    options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout_key is not None else {}
+    if label is not None:
+        options["label"] = label
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        scaled = scaled.astype(dtype)
+    output = network.apply({"params": params}, scaled, log_snr, **options)
+    output = jnp.asarray(output, noisy.dtype)
+    if getattr(network, "learned_variance", False):
+        prediction, interpolation = jnp.split(output, 2, axis=-1)
+        return prediction, interpolation
+    return output, None
+
+
+def make_denoiser(
+    network: nn.Module,
+    params: Any,
+    prediction: Prediction = VELOCITY,
+    *,
+    label: Int[Array, ""] | None = None,
+    dtype: Any = None,
+) -> Denoise:
+    """Close a network, its parameters and the meaning of its output into one ``Denoise``.
+
+    Args:
+        network: any linen module called as ``network.apply({"params": params}, x, log_snr)``, see ``jaxad.denoisers``.
+        params: its parameters (use the averaged ones, ``TrainState.ema``).
+        prediction: what the output means; the one the network was trained with.
+        label: class condition shared by all rows, for a network with ``num_classes``.
+        dtype: compute in this precision (``jnp.bfloat16``); the estimate comes back in the dtype of ``noisy``.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxad import noise
+    >>> from jaxad.denoisers import MLP
+    >>> x = jnp.ones((3, 5))
+    >>> network = MLP(width=16, depth=1)
+    >>> params = network.init(jax.random.key(0), x, jnp.zeros(3))["params"]
+    >>> make_denoiser(network, params)(x, noise.cosine(10)[4]).shape
+    (3, 5)
+    """
+
+    def denoise(noisy, level):
+        labels = None if label is None else jnp.broadcast_to(label, noisy.shape[:1])
+        output, _ = network_output(network, params, noisy, level, label=labels, dtype=dtype)
+        return prediction.to_clean(output, noisy, level)
+
+    return denoise
+
+
+def interpolate_variance(interpolation, log_small, log_large):
+    """Nichol & Dhariwal 2021, eq. 15: ``log var = f log beta + (1 - f) log beta~`` with ``f = (interpolation + 1) / 2``."""
+    fraction = (interpolation + 1) / 2
+    return fraction * log_large + (1 - fraction) * log_small
+
+
+def make_learned_variance(network: nn.Module, params: Any) -> Variance:
+    """The reverse-step variance of a network trained with ``learned_variance=True`` and ``training.hybrid_loss``.
+
+    Raises:
+        ValueError: the network has no variance output.
+    """
+    if not getattr(network, "learned_variance", False):
+        raise ValueError(f"a learned variance needs a network built with learned_variance=True, got {network!r}")
+
+    def variance(noisy, cleaner, noisier):
+        _, interpolation = network_output(network, params, noisy, noisier)
+        small = jnp.maximum(posterior(cleaner, noisier).variance, 1e-20)
+        large = jnp.maximum(transition_variance(cleaner, noisier), 1e-20)
+        return jnp.exp(
+            interpolate_variance(interpolation, expand(jnp.log(small), noisy), expand(jnp.log(large), noisy))
+        )
+
+    return variance

@@ -1,0 +1,193 @@
+"""The diffusion detector: one denoiser trained on normal rows, any score of ``jaxad.scoring`` on top."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+
+from jaxad import noise, scoring, training
+from jaxad.denoisers import MLP
+from jaxad.denoising import Denoise, make_denoiser
+from jaxad.detectors.fitting import Standardiser, default_num_steps, hold_out, score_in_batches, train
+from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+
+
+def default_levels() -> noise.NoiseLevel:
+    """Ten levels from sigma = .05 to 3 times the data's spread, geometric: the grid of METHODS for standardised tables."""
+    return noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)
+
+
+@partial(jax.jit, static_argnames=("network", "prediction", "score", "draws"))
+def _scores_by_level(params, key, rows, levels, *, network, prediction, score, draws):
+    return score(key, make_denoiser(network, params, prediction), rows, levels, draws=draws)
+
+
+class DiffusionDetector(ThresholdMixin, BaseEstimator):
+    """Train a diffusion model on normal rows; score a row by how badly the model denoises it, at several noise levels.
+
+    ``fit`` standardises the columns, holds a tenth of the rows out, trains on the rest, and measures on the held-out rows what each
+    level's score looks like for normal data; ``score_samples`` combines the levels by those statistics. No label is used anywhere.
+    After ``fit`` the same network answers other scores: set ``score`` and ``levels`` and call ``calibrate``.
+
+    Args:
+        network: a linen module of ``jaxad.denoisers`` (MLP for tables, DiT for tables and images); None: ``MLP(width=256, depth=3)``.
+        schedule: noise levels to train on, shape [levels]; None: ``noise.cosine(1000)``.
+        levels: noise levels to score at, [levels] or paths [levels, steps], see ``jaxad.scoring``; None: ``default_levels()``.
+        score: a function of ``jaxad.scoring``.
+        aggregate: ``scoring.z_mean``, ``z_max`` or ``total``.
+        draws: noise draws per level, shared by all rows.
+        prediction: what the network predicts; None: ``noise.VELOCITY``.
+        loss: ``(network, prediction) -> Loss``; None: ``training.simple_loss``, or ``hybrid_loss`` for a network with learned variance.
+        num_steps: optimisation steps; None: by the number of rows (``default_num_steps``); 0 leaves the network untrained.
+        batch_size: rows per step.
+        learning_rate: peak rate, after a warm-up, falling to 0 along a cosine.
+        weight_decay: AdamW's.
+        mesh: devices to train and score on (``sharding.data_mesh()``); None: the default device.
+        false_alarm_rate: share of normal rows that ``predict`` may flag.
+        random_state: seed; the same seed gives the same scores.
+        verbose: 1 shows a progress bar with loss and time left.
+
+    Attributes:
+        params_: averaged parameters, a tree of numpy arrays.
+        losses_: training loss of every step.
+        statistics_: per-level mean and spread of the score on held-out normal rows.
+        offset_: the threshold of ``predict``.
+
+    Raises:
+        ValueError: from ``fit`` and ``score_samples`` for bad data: see ``check_training_data``.
+        FloatingPointError: from ``fit`` when the loss stops being finite.
+
+    >>> from jaxad.denoisers import MLP
+    >>> X = np.random.default_rng(0).normal(size=(200, 3))
+    >>> detector = DiffusionDetector(MLP(width=32, depth=1), num_steps=100).fit(X)
+    >>> scores = detector.score_samples([[0.0, 0.0, 0.0], [9.0, -9.0, 9.0]])
+    >>> bool(scores[0] > scores[1])
+    True
+    """
+
+    def __init__(
+        self,
+        network=None,
+        *,
+        schedule=None,
+        levels=None,
+        score=scoring.denoising_error,
+        aggregate=scoring.z_mean,
+        draws=4,
+        prediction=None,
+        loss=None,
+        num_steps=None,
+        batch_size=128,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        mesh=None,
+        false_alarm_rate=0.05,
+        random_state=0,
+        verbose=0,
+    ):
+        self.network = network
+        self.schedule = schedule
+        self.levels = levels
+        self.score = score
+        self.aggregate = aggregate
+        self.draws = draws
+        self.prediction = prediction
+        self.loss = loss
+        self.num_steps = num_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.mesh = mesh
+        self.false_alarm_rate = false_alarm_rate
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X, y=None):
+        """Learn from normal rows ``X [rows, features]`` (or images ``[rows, height, width, channels]``); ``y`` is ignored."""
+        X = check_training_data(self, X, allow_images=True)
+        if self.batch_size < 1 or self.draws < 1 or (self.num_steps is not None and self.num_steps < 0):
+            raise ValueError(
+                f"need batch_size, draws >= 1 and num_steps >= 0, got {self.batch_size=}, {self.draws=}, {self.num_steps=}"
+            )
+        rng = check_random_state(self.random_state)
+        seed = rng.randint(2**31 - 1)
+        train_key, score_key = jax.random.split(jax.random.key(seed))
+        self.network_ = MLP(width=256, depth=3) if self.network is None else self.network
+        self.prediction_ = noise.VELOCITY if self.prediction is None else self.prediction
+        self.standardiser_ = Standardiser.fit(X)
+        rows, held_out = hold_out(self.standardiser_(X), rng)
+        num_steps = default_num_steps(len(rows)) if self.num_steps is None else self.num_steps
+        make_loss = self.loss
+        if make_loss is None:
+            make_loss = (
+                training.hybrid_loss if getattr(self.network_, "learned_variance", False) else training.simple_loss
+            )
+        self.params_, self.losses_, self.validation_losses_ = train(
+            train_key,
+            self.network_,
+            rows,
+            held_out,
+            noise.cosine(1000) if self.schedule is None else self.schedule,
+            (rows[:1], np.zeros(1, np.float32)),
+            loss=make_loss(self.network_, self.prediction_),
+            optimizer=training.adam(
+                self.learning_rate,
+                num_steps=num_steps,
+                warmup_steps=min(100, num_steps // 10),
+                weight_decay=self.weight_decay,
+            ),
+            num_steps=num_steps,
+            batch_size=self.batch_size,
+            mesh=self.mesh,
+            verbose=self.verbose,
+            title=type(self.network_).__name__,
+        )
+        self.score_key_ = np.asarray(jax.random.key_data(score_key))
+        return self._calibrate(held_out)
+
+    def calibrate(self, X):
+        """Measure the level statistics and the threshold anew on normal rows ``X`` that were not trained on.
+
+        For a score, levels or a false alarm rate changed after ``fit``: the network stays as it is.
+        """
+        return self._calibrate(self.standardiser_(check_scoring_data(self, X)))
+
+    def _calibrate(self, held_out):
+        self.levels_ = default_levels() if self.levels is None else self.levels
+        by_level = self._by_level(held_out)
+        self.statistics_ = jax.tree.map(np.asarray, scoring.level_statistics(jnp.asarray(by_level)))
+        self.offset_ = threshold_from(self._combine(by_level), self.false_alarm_rate)
+        return self
+
+    def score_samples(self, X) -> np.ndarray:
+        """Minus the combined score, shape ``[rows]``: larger = more normal. A row's score depends on that row alone."""
+        return self._combine(self.scores_by_level(X))
+
+    def scores_by_level(self, X) -> np.ndarray:
+        """The score at every noise level, shape ``[levels, rows]``: larger = more anomalous."""
+        return self._by_level(self.standardiser_(check_scoring_data(self, X)))
+
+    def denoiser(self) -> Denoise:
+        """The trained denoiser as a pure function of standardised rows, for ``jaxad.scoring`` and ``jaxad.sampling``."""
+        return make_denoiser(self.network_, self.params_, self.prediction_)
+
+    def _by_level(self, rows):
+        key = jax.random.wrap_key_data(jnp.asarray(self.score_key_))
+        levels = self.levels_.to(jnp.float32)
+        score = partial(
+            _scores_by_level,
+            self.params_,
+            key,
+            levels=levels,
+            network=self.network_,
+            prediction=self.prediction_,
+            score=self.score,
+            draws=self.draws,
+        )
+        return score_in_batches(score, rows, self.mesh)
+
+    def _combine(self, by_level):
+        return -np.asarray(self.aggregate(jnp.asarray(by_level), self.statistics_), np.float64)

@@ -1,0 +1,321 @@
+"""Training: losses, one step, and whole chunks of steps in one compiled scan.
+
+A loss is a pure function ``(key, params, x, schedule) -> scalar`` made by a cached factory (``simple_loss``, ``hybrid_loss``), so that
+equal settings are the *same* object and a second ``fit`` finds the compiled program of the first. The same goes for optimizers.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxad.denoising import interpolate_variance, network_output
+from jaxad.noise import VELOCITY, NoiseLevel, Prediction, add_noise, expand, posterior, transition_variance
+
+Loss = Callable[..., Array]
+"""``(key, params, x [batch, *sample], schedule [levels], *, train=True, axis_name=None) -> scalar``; dropout only when training."""
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a training run is: explicit in, explicit out. ``key`` never changes; step k draws from ``fold_in(key, k)``."""
+
+    step: Int[Array, "..."]
+    params: Any
+    ema: Any
+    opt_state: Any
+    key: Array
+
+
+@cache
+def adam(
+    learning_rate: float = 1e-3,
+    *,
+    num_steps: int | None = None,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW with gradient clipping and warm-up; with ``num_steps`` the rate falls to zero along a cosine, else it stays.
+
+    Cached: optax builds new closures on every call, which would be a new static argument and a recompilation on every fit.
+    """
+    if num_steps is not None:
+        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, max(num_steps, warmup_steps + 1))
+    elif warmup_steps:
+        rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    else:
+        rate = learning_rate
+    update = optax.adamw(rate, weight_decay=weight_decay) if weight_decay else optax.adam(rate)
+    return update if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), update)
+
+
+# ----------------------------------------------------------------------------------------------------------------- weightings
+
+
+def uniform(snr):
+    """Every level weighs the same: the network's own regression error (DDPM's L_simple for noise prediction)."""
+    return jnp.ones_like(snr)
+
+
+@cache
+def min_snr(gamma: float = 5.0) -> Callable[[Array], Array]:
+    """Min-SNR-gamma (Hang et al. 2023): the error of the *clean estimate* is weighted with ``min(SNR, gamma)``."""
+
+    def weight(snr):
+        return jnp.minimum(snr, gamma)
+
+    return weight
+
+
+# --------------------------------------------------------------------------------------------------------------------- losses
+
+
+def draw_rows(draw: Callable[[int], Array], batch: int, axis_name: str | None) -> Array:
+    """This device's rows of ``draw(global batch)``: the same numbers whether one device holds the batch or eight share it.
+
+    Inside ``pmap`` or ``shard_map`` every device draws the whole batch's noise and keeps its slice, the price of that equality.
+    """
+    if axis_name is None:
+        return draw(batch)
+    everything = draw(batch * jax.lax.axis_size(axis_name))
+    return jax.lax.dynamic_slice_in_dim(everything, jax.lax.axis_index(axis_name) * batch, batch)
+
+
+def draw_levels_and_noise(key, x, schedule, axis_name=None):
+    """One level per row, spread evenly over the schedule (a single random offset: less variance than independent levels)."""
+    level_key, noise_key = jax.random.split(key)
+    num_levels, batch = len(schedule), x.shape[0]
+
+    def stratified(rows):
+        offset = jax.random.uniform(level_key)
+        return ((jnp.arange(rows) + offset) / rows * num_levels).astype(jnp.int32) % num_levels
+
+    index = draw_rows(stratified, batch, axis_name)
+    noise = draw_rows(lambda rows: jax.random.normal(noise_key, (rows, *x.shape[1:]), x.dtype), batch, axis_name)
+    return index, noise
+
+
+def _per_row_mean(values):
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
+@cache
+def simple_loss(
+    network: Any, prediction: Prediction = VELOCITY, weight: Callable[[Array], Array] | None = None
+) -> Loss:
+    """The denoising loss (Ho et al. 2020, eq. 14): squared error of whatever the network predicts, mean over elements and rows.
+
+    With ``weight`` (``min_snr()``, or ``uniform``) the error of the *clean estimate* times ``weight(SNR)`` is taken instead, which for
+    ``min_snr`` equals the published ``min(SNR, g) / SNR`` on noise and ``min(SNR, g) / (SNR + 1)`` on velocity prediction.
+    """
+
+    def loss(key, params, x, schedule, *, train=True, axis_name=None):
+        draw_key, dropout_key = jax.random.split(key)
+        index, noise = draw_levels_and_noise(draw_key, x, schedule, axis_name)
+        level = schedule[index]
+        noisy = add_noise(x, noise, level)
+        output, _ = network_output(network, params, noisy, level, dropout_key=dropout_key if train else None)
+        if weight is None:
+            return jnp.mean((output - prediction.target(x, noise, level)) ** 2)
+        error = _per_row_mean((prediction.to_clean(output, noisy, level) - x) ** 2)
+        return jnp.mean(weight(jnp.exp(level.log_snr)) * error)
+
+    return loss
+
+
+@cache
+def hybrid_loss(network: Any, prediction: Prediction = VELOCITY, *, vlb_weight: float = 1.0) -> Loss:
+    """Learned variance (Nichol & Dhariwal 2021, section 3.1; the seed paper's section 3.4): ``L_simple + vlb_weight * L_vlb``.
+
+    The network (``learned_variance=True``) puts the reverse variance between beta and beta tilde on a log scale. L_vlb, in nats per
+    element, trains only that: the mean inside it is behind a stop-gradient. The term of the cleanest level is the Gaussian
+    log-likelihood of the continuous data, and the smallest variance of that level is that of the next one.
+    DiT and RealNet use ``vlb_weight=1``; improved-diffusion's rescaled loss is ``vlb_weight = levels / 1000``.
+
+    Raises:
+        ValueError: the network has no variance output.
+    """
+    if not getattr(network, "learned_variance", False):
+        raise ValueError(
+            f"the hybrid loss trains a variance: build the network with learned_variance=True, got {network!r}"
+        )
+
+    def loss(key, params, x, schedule, *, train=True, axis_name=None):
+        draw_key, dropout_key = jax.random.split(key)
+        index, noise = draw_levels_and_noise(draw_key, x, schedule, axis_name)
+        level = schedule[index]
+        noisy = add_noise(x, noise, level)
+        output, interpolation = network_output(
+            network, params, noisy, level, dropout_key=dropout_key if train else None
+        )
+        simple = jnp.mean((output - prediction.target(x, noise, level)) ** 2)
+        clean = jax.lax.stop_gradient(prediction.to_clean(output, noisy, level))
+        return simple + vlb_weight * jnp.mean(vlb_terms(clean, interpolation, x, index, schedule))
+
+    return loss
+
+
+def vlb_terms(clean, interpolation, x, index, schedule: NoiseLevel) -> Float[Array, " batch"]:
+    """One term of the variational bound per row, in nats per element, at schedule index ``index`` [batch].
+
+    Above index 0: KL(q(z_s | z_t, x) || p(z_s | z_t)); at index 0: -log N(x; clean estimate, variance).
+    ``interpolation=None`` stands for the fixed small variance (beta tilde).
+    """
+    small, large = log_variance_bounds(schedule, x.dtype)
+    q = posterior(schedule[jnp.maximum(index - 1, 0)], schedule[jnp.maximum(index, 1)])
+    log_small = expand(small[index], x)
+    log_p = (
+        log_small if interpolation is None else interpolate_variance(interpolation, log_small, expand(large[index], x))
+    )
+    mean_gap = (clean - x) ** 2
+    mean_gap = jnp.where(expand(index > 0, x) > 0, expand(q.from_clean**2, x) * mean_gap, mean_gap)
+    kl = 0.5 * (log_p - log_small - 1 + jnp.exp(log_small - log_p) + mean_gap * jnp.exp(-log_p))
+    likelihood = 0.5 * (jnp.log(2 * jnp.pi) + log_p + mean_gap * jnp.exp(-log_p))
+    return _per_row_mean(jnp.where(expand(index > 0, x) > 0, kl, likelihood))
+
+
+def log_variance_bounds(schedule: NoiseLevel, dtype):
+    """``(log beta tilde, log beta)`` per level [levels]; at index 0, where beta tilde is 0, that of index 1 stands in."""
+    xp = np if isinstance(schedule.alpha, np.ndarray) else jnp
+    small = posterior(schedule[:-1], schedule[1:]).variance
+    large = transition_variance(schedule[:-1], schedule[1:])
+    small = xp.log(xp.concatenate([small[:1], small]))
+    large = xp.log(xp.concatenate([schedule.sigma[:1] ** 2, large]))
+    return jnp.asarray(small, dtype), jnp.asarray(large, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- steps
+
+
+def init_state(key: Array, network: Any, optimizer: optax.GradientTransformation, *inputs: Array) -> TrainState:
+    """Fresh parameters for a network called with ``inputs`` (one row is enough); the average starts at the parameters."""
+    init_key, run_key = jax.random.split(key)
+    params = _init_params(network, init_key, *inputs)
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), run_key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init_params(network, key, *inputs):
+    # Compiled: layer by layer, drawing a deep network's parameters takes seconds.
+    return network.init(key, *inputs)["params"]
+
+
+def train_step(
+    state: TrainState,
+    x: Float[Array, "batch *sample"],
+    schedule: NoiseLevel,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float = 0.999,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """One optimisation step: ``(new state, loss before the step)``.
+
+    The average's decay warms up as ``min(ema_decay, (1 + k) / (10 + k))``. The same function serves one device, a sharded batch under
+    ``jit``, and ``pmap`` / ``shard_map`` (give ``axis_name``; gradients are averaged over it), with equal results.
+    """
+    step_key = jax.random.fold_in(state.key, state.step)
+    value, gradients = jax.value_and_grad(lambda params: loss(step_key, params, x, schedule, axis_name=axis_name))(
+        state.params
+    )
+    if axis_name is not None:
+        value, gradients = jax.lax.pmean((value, gradients), axis_name)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, params)
+    return TrainState(state.step + 1, params, ema, opt_state, state.key), value
+
+
+@partial(
+    jax.jit,
+    static_argnames=("loss", "optimizer", "batch_size", "num_steps", "ema_decay", "sharding"),
+    donate_argnames="state",
+)
+def train_chunk(
+    state: TrainState,
+    rows: Float[Array, "batch *sample"],
+    num_rows: Int[Array, ""],
+    schedule: NoiseLevel,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    num_steps: int,
+    ema_decay: float = 0.999,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[TrainState, Float[Array, " steps"]]:
+    """``num_steps`` steps in one compiled scan, batches gathered on the device from the first ``num_rows`` rows (with replacement).
+
+    ``num_rows`` is data, not shape: pad ``rows`` to a common size and data sets of many sizes share one compiled program.
+    ``sharding`` says how a batch lies on the devices (``sharding.batch_sharding(mesh)``).
+    """
+
+    def step(state, _):
+        batch_key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        index = jax.random.randint(batch_key, (batch_size,), 0, num_rows)
+        x = rows[index] if sharding is None else jax.lax.with_sharding_constraint(rows[index], sharding)
+        return train_step(state, x, schedule, loss=loss, optimizer=optimizer, ema_decay=ema_decay)
+
+    return jax.lax.scan(step, state, None, length=num_steps)
+
+
+def fit(
+    state: TrainState,
+    rows: Float[Array, "batch *sample"],
+    schedule: NoiseLevel,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    batch_size: int,
+    num_rows: int | None = None,
+    ema_decay: float = 0.999,
+    sharding: jax.sharding.Sharding | None = None,
+    chunk: int = 200,
+    on_chunk: Callable[[TrainState, np.ndarray], bool | None] | None = None,
+) -> tuple[TrainState, np.ndarray]:
+    """Train up to step ``num_steps`` (counted from the run's beginning, so a restored state goes on where it stopped).
+
+    ``on_chunk(state, losses)`` runs on the host after each chunk: progress bars and checkpoints live there. If it returns True,
+    training stops early.
+
+    Raises:
+        FloatingPointError: the loss stopped being finite; the message names the step.
+
+    Returns:
+        The final state and the loss of every step taken, shape [steps].
+    """
+    history = []
+    num_rows = rows.shape[0] if num_rows is None else num_rows
+    while (done := int(state.step)) < num_steps:
+        state, losses = train_chunk(
+            state,
+            rows,
+            jnp.int32(num_rows),
+            schedule,
+            loss=loss,
+            optimizer=optimizer,
+            batch_size=batch_size,
+            num_steps=min(chunk, num_steps - done),
+            ema_decay=ema_decay,
+            sharding=sharding,
+        )
+        losses = np.asarray(losses)
+        if not np.isfinite(losses).all():
+            bad = done + int(np.argmin(np.isfinite(losses)))
+            raise FloatingPointError(
+                f"the training loss is {losses[bad - done]} at step {bad}; lower the learning rate, or check the scale of the data"
+            )
+        history.append(losses)
+        if on_chunk is not None and on_chunk(state, losses):
+            break
+    return state, np.concatenate(history) if history else np.zeros(0, np.float32)
