@@ -1,1 +1,44 @@
-"""Anomaly detection and anomaly generation with diffusion models in JAX."""
+"""Anomaly detection and anomaly generation with diffusion models in JAX.
+
+Underneath, pure functions (``noise``, ``denoising``, ``sampling``, ``scoring``) that compose with every JAX transform; on top,
+scikit-learn estimators (``DiffusionDetector`` and friends).
+"""
+
+from jaxad import closed_form, data, denoisers, denoising, metrics, noise, sampling, scoring, sharding, training
+from jaxad.detectors import (
+    COPOD,
+    ECOD,
+    DiffusionDetector,
+    DTECategorical,
+    DTEInverseGamma,
+    DTENonParametric,
+    KNNDetector,
+    MahalanobisDetector,
+    SquaredNorm,
+)
+from jaxad.evaluation import evaluate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "COPOD",
+    "ECOD",
+    "DTECategorical",
+    "DTEInverseGamma",
+    "DTENonParametric",
+    "DiffusionDetector",
+    "KNNDetector",
+    "MahalanobisDetector",
+    "SquaredNorm",
+    "closed_form",
+    "data",
+    "denoisers",
+    "denoising",
+    "evaluate",
+    "metrics",
+    "noise",
+    "sampling",
+    "scoring",
+    "sharding",
+    "training",
+]

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxad.denoising import Denoise
-from jaxad.noise import NoiseLevel
 
 
 def gaussian_denoiser(mean: Float[Array, " features"], covariance: Float[Array, "features features"]) -> Denoise:
@@ -19,6 +18,7 @@ def gaussian_denoiser(mean: Float[Array, " features"], covariance: Float[Array, 
     The eigendecomposition is done once, on the host, in float64. A singular covariance is fine.
 
     >>> import jax.numpy as jnp
+    >>> from jaxad.noise import NoiseLevel
     >>> denoise = gaussian_denoiser(jnp.zeros(1), 4 * jnp.eye(1))
     >>> float(denoise(jnp.array([[1.0]]), NoiseLevel(jnp.array(1.0), jnp.array(1.0)))[0, 0])  # 4 / (4 + 1)
     0.800000011920929
@@ -51,6 +51,7 @@ def empirical_denoiser(rows: Float[Array, "rows features"]) -> Denoise:
     of the rows, as sigma falls the nearest one.
 
     >>> import jax.numpy as jnp
+    >>> from jaxad.noise import NoiseLevel
     >>> denoise = empirical_denoiser(jnp.array([[0.0], [10.0]]))
     >>> float(denoise(jnp.array([[9.0]]), NoiseLevel(jnp.array(1.0), jnp.array(0.5)))[0, 0])
     10.0

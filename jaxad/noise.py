@@ -258,17 +258,17 @@ def _velocity_to_clean(output, noisy, level):
 
 
 def _score_target(clean, noise, level):
-    return -noise / expand(level.sigma, noise)
+    return -expand(_norm(level) / level.sigma, noise) * noise
 
 
 def _score_to_clean(output, noisy, level):
-    return (noisy + expand(level.sigma**2, noisy) * output) / expand(level.alpha, noisy)
+    return (noisy + expand(level.sigma**2 / _norm(level), noisy) * output) / expand(level.alpha, noisy)
 
 
 CLEAN = Prediction(_clean_target, _clean_to_clean)
 NOISE = Prediction(_noise_target, _noise_to_clean)  # formula (3)
 VELOCITY = Prediction(_velocity_target, _velocity_to_clean)  # formula (4)
-SCORE = Prediction(_score_target, _score_to_clean)  # formula (5)
+SCORE = Prediction(_score_target, _score_to_clean)  # formula (5) times r: the gradient by the network's own input z / r
 
 
 def noise_from_clean(
@@ -292,12 +292,14 @@ def reverse_paths(schedule: NoiseLevel, starts, num_steps: int) -> NoiseLevel:
     ``0 .. start`` of ``schedule``.
 
     Raises:
-        ValueError: a start outside the schedule, or one with fewer than ``num_steps`` levels at and below it.
+        ValueError: fewer than 2 steps, a start outside the schedule, or one with fewer than ``num_steps`` levels at and below it.
 
     >>> paths = reverse_paths(linear(1000), starts=[99, 249], num_steps=10)
     >>> paths.alpha.shape
     (2, 10)
     """
+    if num_steps < 2:
+        raise ValueError(f"a path needs at least 2 steps, its start and the cleanest level, got {num_steps=}")
     starts = np.atleast_1d(np.asarray(starts, np.int64))
     if starts.max() >= len(schedule) or starts.min() < num_steps - 1:
         raise ValueError(

@@ -112,7 +112,8 @@ def heun(
     """EDM's second-order sampler (Karras et al. 2022, algorithm 2), in coordinates ``z / alpha`` where every schedule explodes.
 
     ``churn`` is their S_churn: the share of fresh noise per step, at most ``sqrt(2) - 1`` of the present one; 0 is deterministic.
-    The final step to sigma = 0 is an Euler step, which is the denoiser's estimate.
+    The final step to sigma = 0 is an Euler step, which is the denoiser's estimate. Two slopes cannot bridge a cliff: leave out the
+    clipped last level of ``noise.sigmoid``, whose ``sigma / alpha`` is hundreds of times its neighbour's.
     """
     num_steps = len(levels)
     gamma = min(churn / num_steps, 2**0.5 - 1)

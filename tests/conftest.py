@@ -31,3 +31,19 @@ def reference_dir(data_dir) -> Path:
     if not folder.is_dir():
         pytest.skip("no reference numbers beside the data directory")
     return folder
+
+
+MEASURED = ("measured orders of convergence", "scores against their formula")
+"""Tables printed after the run; a test adds a line with ``record_property(title, line)``."""
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    properties = [entry for report in reports for entry in getattr(report, "user_properties", [])]
+    for title in MEASURED:
+        # A report exists for setup, call and teardown, each repeating what was recorded so far.
+        lines = dict.fromkeys(line for name, line in properties if name == title)
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)

@@ -132,9 +132,7 @@ def adbench(name: str, data_dir: str | os.PathLike | None = None, *, download: b
     Traceback (most recent call last):
     jaxad.data.dataset.DataError: unknown ADBench set 'cardioo'; did you mean 'cardio' or 'Cardiotocography'?
     """
-    canonical = _CANONICAL.get(str(name).lower())
-    if canonical is None:
-        raise DataError(f"unknown ADBench set {name!r}; {did_you_mean(str(name), _SHORT_NAMES)}")
+    canonical = adbench_name(name)
     group = _GROUP_OF[canonical]
     path = _data_dir(data_dir) / "adbench" / group / f"{canonical}.npz"
     if not path.is_file():
@@ -147,6 +145,18 @@ def adbench(name: str, data_dir: str | os.PathLike | None = None, *, download: b
     known = DIGESTS.get(canonical) == content_digest(x, y)
     source = f"ADBench {group} @ {COMMIT[:7]}" if known else f"ADBench {group}, content not verified"
     return Dataset(canonical, x, y, source)
+
+
+def adbench_name(name: str) -> str:
+    """The file name that ``name`` stands for; raises ``DataError`` naming the nearest known set.
+
+    >>> adbench_name("cardio"), adbench_name("cifar10_4")
+    ('6_cardio', 'CIFAR10_4')
+    """
+    canonical = _CANONICAL.get(str(name).lower())
+    if canonical is None:
+        raise DataError(f"unknown ADBench set {name!r}; {did_you_mean(str(name), _SHORT_NAMES)}")
+    return canonical
 
 
 def adbench_names(data_dir: str | os.PathLike | None = None) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class DiT(nn.Module):
 
     ``[batch, height, width, channels]``: ``patch_size x patch_size`` pixels per token, 2-D positions, as published.
     ``[batch, features]``: ``patch_size`` consecutive features per token (zeros fill the last one), 1-D positions;
-    ``patch_size=None`` cuts any vector into at most eight tokens.
+    ``patch_size=None`` cuts any vector into at most four tokens.
 
     The untrained network returns exactly 0. With ``learned_variance`` the last axis doubles: first the prediction, then
     the variance interpolation v of Nichol & Dhariwal 2021.
@@ -127,7 +127,7 @@ class DiT(nn.Module):
         return nn.Embed(self.num_classes + 1, self.hidden, embedding_init=_small, name="label")(label)
 
     def _features_per_token(self, features):
-        return -(-features // 8) if self.patch_size is None else self.patch_size
+        return -(-features // 4) if self.patch_size is None else self.patch_size
 
     def _patchify(self, x):
         """Patches ``[batch, window, values of one patch]`` and their positions ``[window, hidden]``."""

@@ -1,1 +1,21 @@
 """Detectors: ``fit`` on normal rows, ``score_samples`` on any rows (larger = more normal, scikit-learn's sign)."""
+
+from jaxad.detectors.copula import COPOD, ECOD
+from jaxad.detectors.diffusion import DiffusionDetector
+from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
+from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
+from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
+from jaxad.detectors.protocol import Detector
+
+__all__ = [
+    "COPOD",
+    "ECOD",
+    "DTECategorical",
+    "DTEInverseGamma",
+    "DTENonParametric",
+    "Detector",
+    "DiffusionDetector",
+    "KNNDetector",
+    "MahalanobisDetector",
+    "SquaredNorm",
+]

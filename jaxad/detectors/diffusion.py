@@ -41,7 +41,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         draws: noise draws per level, shared by all rows.
         prediction: what the network predicts; None: ``noise.VELOCITY``.
         loss: ``(network, prediction) -> Loss``; None: ``training.simple_loss``, or ``hybrid_loss`` for a network with learned variance.
-        num_steps: optimisation steps; None: by the number of rows (``default_num_steps``); 0 leaves the network untrained.
+        num_steps: most optimisation steps; None: by the number of rows (``default_num_steps``); 0 leaves the network untrained.
         batch_size: rows per step.
         learning_rate: peak rate, after a warm-up, falling to 0 along a cosine.
         weight_decay: AdamW's.
@@ -76,11 +76,11 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         levels=None,
         score=scoring.denoising_error,
         aggregate=scoring.z_mean,
-        draws=4,
+        draws=2,
         prediction=None,
         loss=None,
         num_steps=None,
-        batch_size=128,
+        batch_size=64,
         learning_rate=1e-3,
         weight_decay=0.0,
         mesh=None,

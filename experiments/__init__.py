@@ -1,0 +1,1 @@
+"""One question per script; see README.md."""

@@ -1,0 +1,85 @@
+"""Names a user types, and the detectors they stand for: one default setting each, the same for every data set.
+
+The command line and the experiments read this table; the library never does.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import LocalOutlierFactor
+from sklearn.svm import OneClassSVM
+
+from jaxad import noise, scoring
+from jaxad.data import did_you_mean
+from jaxad.denoisers import DiT
+from jaxad.detectors import (
+    COPOD,
+    ECOD,
+    Detector,
+    DiffusionDetector,
+    DTECategorical,
+    DTEInverseGamma,
+    DTENonParametric,
+    KNNDetector,
+    MahalanobisDetector,
+    SquaredNorm,
+)
+
+DIT = DiT(hidden=128, depth=2, heads=4, patch_size=None)
+"""The transformer for tables: a row is cut into at most four tokens."""
+
+
+def untrained_dit(seed: int) -> DiffusionDetector:
+    """A DiT that never took a step, scored the published way: the control that Table 1's DiT column equals.
+
+    Its output is exactly zero, so the score is proportional to the squared norm of the row (METHODS 0.1).
+    """
+    return DiffusionDetector(
+        DIT,
+        num_steps=0,
+        score=scoring.unnoised_reverse_error,
+        levels=noise.reverse_paths(noise.linear(1000, beta_end=1e-2), 249, 5),
+        prediction=noise.NOISE,
+        aggregate=scoring.total,
+        draws=1,
+        random_state=seed,
+    )
+
+
+DETECTORS: dict[str, Callable[[int], Detector]] = {
+    # scikit-learn's own objects, with the settings of DTE's and PyOD's tables
+    "iforest": lambda seed: IsolationForest(n_estimators=100, random_state=np.random.RandomState(seed)),
+    "ocsvm": lambda seed: OneClassSVM(kernel="rbf", gamma="auto", nu=0.5),
+    "lof": lambda seed: LocalOutlierFactor(n_neighbors=20, novelty=True),
+    "copod": lambda seed: COPOD(),
+    "copod-nan": lambda seed: COPOD(transductive=True, nan_quirk=True),
+    "ecod": lambda seed: ECOD(),
+    "knn": lambda seed: KNNDetector(n_neighbors=5, standardize=True),
+    "knn-mean": lambda seed: KNNDetector(n_neighbors=5, aggregate="mean", standardize=True),
+    "1nn": lambda seed: KNNDetector(n_neighbors=1, standardize=True),
+    "mahalanobis": lambda seed: MahalanobisDetector(),
+    "norm": lambda seed: SquaredNorm(),
+    "ddpm": lambda seed: DiffusionDetector(random_state=seed),
+    "dit": lambda seed: DiffusionDetector(DIT, random_state=seed),
+    "dit-untrained": untrained_dit,
+    "dte-c": lambda seed: DTECategorical(random_state=seed),
+    "dte-ig": lambda seed: DTEInverseGamma(random_state=seed),
+    "dte-np": lambda seed: DTENonParametric(),
+}
+
+
+def choose(names, table=None) -> dict[str, Callable[[int], Detector]]:
+    """The named entries of ``table`` (default: all detectors), in the order given.
+
+    Raises:
+        ValueError: an unknown name, with the nearest known one.
+
+    >>> list(choose(["knn", "ddpm"]))
+    ['knn', 'ddpm']
+    """
+    table = DETECTORS if table is None else table
+    for name in names:
+        if name not in table:
+            raise ValueError(f"unknown detector {name!r}: {did_you_mean(name, table)}")
+    return {name: table[name] for name in names}

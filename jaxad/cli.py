@@ -1,0 +1,255 @@
+"""``jaxad demo | fit | score | report | doctor``: the library for people with a file and a deadline."""
+
+import csv
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+DEMO_SETS = ("digits_0", "digits_3", "digits_8", "breast_cancer", "wine_0")
+DEMO_DETECTORS = ("iforest", "ocsvm", "copod", "knn", "ddpm", "dit", "dte-c")
+SAVED = ("ddpm", "dit", "dte-c", "dte-ig", "dte-np", "knn", "knn-mean", "1nn", "copod", "ecod", "mahalanobis", "norm")
+
+
+def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
+    """Train diffusion detectors on real data that ships with scikit-learn, beside honest baselines; no network needed."""
+    from jaxad import data, sweep
+    from jaxad.catalogue import choose
+    from jaxad.report import comparison_table, markdown_table, write_report
+
+    console = Console()
+    console.print(
+        f"{len(DEMO_SETS)} real data sets x {len(DEMO_DETECTORS)} detectors, protocol clean: trained on half of the normal rows, "
+        "tested on the other half and all anomalies."
+    )
+    started = time.perf_counter()
+    loaders = {name: partial(data.builtin, name) for name in DEMO_SETS}
+    records = sweep.run(loaders, choose(DEMO_DETECTORS), out=out, protocol="clean", seeds=(seed,))
+    page = write_report(records, out / "report.html", scores_dir=out, title="jaxad demo")
+    console.print(Markdown(markdown_table(records)))
+    console.print(Markdown(comparison_table(records)))
+    console.print(
+        f"{time.perf_counter() - started:.0f} s. Records: {out / 'results.jsonl'}   Page with ROC curves: {page}"
+    )
+
+
+def fit(
+    data: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    detector: str = "ddpm",
+    label_column: str | None = None,
+    seed: int = 0,
+    false_alarm_rate: float = 0.05,
+) -> None:
+    """Learn what is normal from a file of normal rows and save the detector.
+
+    Args:
+        data: .csv, .parquet, .npy or .npz (key X, labels y if any) of normal rows; rows labelled 1 are left out.
+        out: folder for the fitted detector.
+        detector: one of ddpm, dit, dte-c, dte-ig, dte-np, knn, knn-mean, 1nn, copod, ecod, mahalanobis, norm.
+        label_column: column of a csv or parquet file that holds 0 (normal) or 1 (anomalous).
+        seed: random seed.
+        false_alarm_rate: share of normal rows that may be flagged, between 0 and 0.5.
+    """
+    from jaxad.catalogue import DETECTORS, choose
+    from jaxad.data import read_table
+    from jaxad.detectors.persistence import check_writable, save_detector
+
+    console = Console()
+    chosen = choose([detector], {name: DETECTORS[name] for name in SAVED})[detector](seed)
+    settings = {"false_alarm_rate": false_alarm_rate}
+    if "verbose" in chosen.get_params():
+        settings["verbose"] = 1
+    chosen.set_params(**settings)
+    if not 0 <= false_alarm_rate <= 0.5:
+        raise ValueError(f"--false-alarm-rate is a share of normal rows between 0 and 0.5, got {false_alarm_rate}")
+    check_writable(out)
+    table = read_table(data, label_column=label_column)
+    rows = table.x
+    if table.y is not None:
+        rows = rows[table.y == 0]
+        console.print(f"{len(table.x) - len(rows)} rows labelled anomalous are left out of training")
+    started = time.perf_counter()
+    chosen.fit(rows)
+    seconds = time.perf_counter() - started
+    extra = {"columns": table.columns, "detector": detector, "seed": seed, "rows": len(rows)}
+    save_detector(chosen, out, extra=extra)
+    console.print(
+        f"{detector} fitted on {len(rows)} rows of {rows.shape[1]} features in {seconds:.1f} s and saved to {out}; "
+        f"score rows with: jaxad score {out} FILE --out scores.csv"
+    )
+
+
+def score(
+    model: Annotated[Path, tyro.conf.Positional],
+    data: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    label_column: str | None = None,
+) -> None:
+    """Score a file with a saved detector: a csv of row, anomaly_score (larger = more anomalous) and flagged (0 or 1).
+
+    Args:
+        model: folder written by ``jaxad fit``.
+        data: file of rows with the columns of training.
+        out: csv file to write.
+        label_column: column with 0 or 1 to measure against; it is not scored.
+    """
+    from jaxad import metrics
+    from jaxad.data import DataError, read_table
+    from jaxad.detectors.persistence import load_detector, load_extra
+
+    console = Console()
+    if out.is_dir():
+        raise ValueError(f"--out names a csv file, {out} is a folder")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: the folder {out.parent} does not exist")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: check the permissions")
+    detector = load_detector(model)
+    table = read_table(data, label_column=label_column)
+    columns = load_extra(model).get("columns")
+    if columns and table.columns and list(columns) != list(table.columns):
+        if sorted(columns) != sorted(table.columns):
+            missing, unknown = sorted(set(columns) - set(table.columns)), sorted(set(table.columns) - set(columns))
+            raise DataError(
+                f"{data} does not have the columns of training: missing {missing or 'none'}, not seen in training {unknown or 'none'}"
+                + ("; if one of them is a label, name it with --label-column" if unknown else "")
+            )
+        order = [list(table.columns).index(column) for column in columns]
+        table = replace(table, x=table.x[:, order], columns=tuple(columns))
+    started = time.perf_counter()
+    normality = detector.score_samples(table.x)
+    seconds = time.perf_counter() - started
+    flagged = normality < detector.offset_
+    partial_file = out.with_name(out.name + ".partial")
+    with partial_file.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "anomaly_score", "flagged"])
+        writer.writerows(zip(range(len(normality)), (-normality).tolist(), flagged.astype(int).tolist(), strict=True))
+    partial_file.replace(out)
+    console.print(f"{len(normality)} rows scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
+    if table.y is not None and len(np.unique(table.y)) == 2:
+        console.print(
+            f"AUROC {metrics.auroc(table.y, -normality):.4f}, average precision {metrics.average_precision(table.y, -normality):.4f}"
+        )
+
+
+def report(results: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -> None:
+    """One self-contained HTML page from a run's folder or its results.jsonl.
+
+    Args:
+        results: folder with results.jsonl (and scores/, for ROC curves and intervals), or the file.
+        out: page to write; default: report.html beside the results.
+    """
+    from jaxad import sweep
+    from jaxad.report import markdown_table, write_report
+
+    records = sweep.read_results(results)
+    folder = results if results.is_dir() else results.parent
+    if not records:
+        raise ValueError(f"{results} holds no finished cell yet")
+    page = write_report(records, out or folder / "report.html", scores_dir=folder)
+    console = Console()
+    for protocol in dict.fromkeys(record.protocol for record in records):
+        console.print(Markdown(markdown_table([record for record in records if record.protocol == protocol])))
+    console.print(f"written to {page}")
+
+
+def doctor() -> None:
+    """Devices, versions, what is missing, and where data are looked for."""
+    import jax
+
+    table = Table("what", "found", "if missing")
+    devices = ", ".join(f"{device.platform}:{device.device_kind}" for device in jax.devices())
+    table.add_row("devices", devices, "pip install 'jaxad[cuda]' for an NVIDIA GPU")
+    if shutil.which("nvidia-smi") and jax.default_backend() == "cpu":
+        table.add_row("[red]GPU", "[red]present, but JAX runs on the CPU", "pip install 'jaxad[cuda]'")
+    table.add_row("python", sys.version.split()[0], "3.11 or newer")
+    for package in (
+        "jaxad",
+        "jax",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+        "scikit-learn",
+        "scipy",
+        "pandas",
+        "matplotlib",
+    ):
+        table.add_row(package, version(package), "")
+    for package, module, extra in (
+        ("pyarrow", "pyarrow", "parquet files: jaxad[data]"),
+        ("tensorflow-datasets", "tensorflow_datasets", "image data sets: jaxad[data]"),
+        ("grain", "grain", "data larger than memory: jaxad[data]"),
+    ):
+        try:
+            found = version(package) if find_spec(module) else "[yellow]not installed"
+        except PackageNotFoundError:
+            found = "[yellow]not installed"
+        table.add_row(package, found, extra)
+    from jaxad import data
+
+    found = data.adbench_names()
+    table.add_row("ADBench sets", str(len(found)), "set JAXAD_DATA_DIR to a folder with adbench/<group>/<name>.npz")
+    table.add_row("compilation cache", str(compilation_cache()), "")
+    Console().print(table)
+
+
+def compilation_cache() -> Path:
+    """Where compiled programs are kept between runs: under XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxad" / "xla"
+
+
+def use_compilation_cache() -> None:
+    """Switch on JAX's persistent compilation cache, so that the second run of a command does not compile again."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """One sentence and exit code 2 for what the user can mend; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"jaxad: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("jaxad: interrupted; finished cells are kept, the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def main() -> None:
+    """The ``jaxad`` command."""
+    warnings.simplefilter("default")
+    with exit_on_user_error():
+        use_compilation_cache()
+        tyro.extras.subcommand_cli_from_dict(
+            {"demo": demo, "fit": fit, "score": score, "report": report, "doctor": doctor},
+            prog="jaxad",
+            description="Anomaly detection with diffusion models.",
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Scores against their expectation on Gaussian data, and the two promises: rows stand alone, memory is bounded."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxad import noise, scoring
+from jaxad.closed_form import gaussian_denoiser
+from jaxad.denoisers import MLP
+from jaxad.denoising import make_denoiser
+from jaxad.metrics import auroc
+from jaxad.noise import posterior
+from jaxad.sampling import fixed_small
+
+FORMULAS = "scores against their formula"
+FEATURES = 64
+SPREADS = np.tile([0.01, 0.25, 1.0, 4.0], FEATURES // 4)
+DRAWS = 256
+LEVELS = noise.linear(1000, beta_end=1e-2)[[20, 249, 700]]
+PATHS = noise.reverse_paths(noise.linear(1000, beta_end=1e-2), [49, 249, 700], 25)
+DENOISE = gaussian_denoiser(np.zeros(FEATURES), np.diag(SPREADS))
+
+SCORES = {
+    "reconstruction_error": (scoring.reconstruction_error, LEVELS),
+    "denoising_error": (scoring.denoising_error, LEVELS),
+    "ddim_reconstruction_error": (scoring.ddim_reconstruction_error, PATHS),
+    "ddim_reconstruction_error-eta": (partial(scoring.ddim_reconstruction_error, eta=0.7), PATHS),
+    "ancestral_reconstruction_error": (scoring.ancestral_reconstruction_error, PATHS),
+    "unnoised_reverse_error": (scoring.unnoised_reverse_error, PATHS),
+    "unnoised_reverse_error-noisy": (partial(scoring.unnoised_reverse_error, variance=fixed_small), PATHS),
+}
+every_score = pytest.mark.parametrize(("score", "levels"), SCORES.values(), ids=SCORES)
+
+
+def typical_rows(count=32):
+    """Rows whose squares are exactly the variances, in pairs x, -x: averages over them have no sampling error."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(count // 2, FEATURES))
+    return jnp.asarray(np.concatenate([signs, -signs]) * SPREADS**0.5, jnp.float32)
+
+
+def gain_of_the_denoiser(level):
+    return level.alpha * SPREADS / (level.alpha**2 * SPREADS + level.sigma**2)
+
+
+def linear_map(path, step):
+    """``(gain, variance)`` per feature of a whole reverse chain, from ``step(cleaner, noisier) -> (gain, variance)``."""
+    gain, variance = np.ones(FEATURES), np.zeros(FEATURES)
+    for index in range(len(path) - 1, 0, -1):
+        factor, added = step(path[index - 1], path[index])
+        gain, variance = factor * gain, factor**2 * variance + added
+    last = gain_of_the_denoiser(path[0])
+    return last * gain, last**2 * variance
+
+
+def ancestral_step(cleaner, noisier):
+    q = posterior(cleaner, noisier)
+    return q.from_noisy + q.from_clean * gain_of_the_denoiser(noisier), q.variance
+
+
+def ddim_step(cleaner, noisier, eta=0.0):
+    fresh, clean = eta**2 * posterior(cleaner, noisier).variance, gain_of_the_denoiser(noisier)
+    kept = np.sqrt(cleaner.sigma**2 - fresh)
+    return cleaner.alpha * clean + kept * (1 - noisier.alpha * clean) / noisier.sigma, fresh
+
+
+def expected_after_noising(level, gain, variance):
+    """``E (gain (alpha x + sigma eps) + chain noise - x)^2``, mean over features, for E x^2 = SPREADS."""
+    return np.mean((gain * level.alpha - 1) ** 2 * SPREADS + (gain * level.sigma) ** 2 + variance)
+
+
+def expected(name):
+    if name == "denoising_error":
+        return [np.mean(level.alpha * gain_of_the_denoiser(level)) for level in LEVELS]
+    if name == "reconstruction_error":
+        ratio = LEVELS.sigma**2 / LEVELS.alpha**2
+        return ratio * [np.mean(level.alpha * gain_of_the_denoiser(level)) for level in LEVELS]
+    step = {
+        "ddim_reconstruction_error": ddim_step,
+        "ddim_reconstruction_error-eta": partial(ddim_step, eta=0.7),
+    }.get(name, ancestral_step)
+    maps = [linear_map(path, step) for path in PATHS]
+    if name == "unnoised_reverse_error":
+        return [np.mean((1 - gain) ** 2 * SPREADS) for gain, _ in maps]
+    if name == "unnoised_reverse_error-noisy":
+        return [np.mean((1 - gain) ** 2 * SPREADS + variance) for gain, variance in maps]
+    return [expected_after_noising(path[-1], *one) for path, one in zip(PATHS, maps, strict=True)]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_the_mean_score_of_normal_rows_is_its_formula(name, record_property):
+    score, levels = SCORES[name]
+    run = jax.jit(lambda key, x: score(key, DENOISE, x, levels, draws=DRAWS))
+    measured = np.asarray(run(jax.random.key(3), typical_rows()).mean(axis=1))
+    ratio = measured / np.asarray(expected(name))
+    values = "   ".join(f"{m:.4g} / {e:.4g}" for m, e in zip(measured, expected(name), strict=True))
+    record_property(FORMULAS, f"{name:<31} measured / expected per level: {values}")
+    # Squares of noise shared by all rows: DRAWS / 2 independent draws of the FEATURES / 4 that matter most.
+    relative_error = (2 / (DRAWS / 2 * FEATURES / 4)) ** 0.5
+    exact = name == "unnoised_reverse_error"
+    np.testing.assert_allclose(ratio, 1, atol=1e-3 if exact else 5 * relative_error)
+
+
+def test_the_formula_of_the_denoising_error_is_its_textbook_form():
+    level = LEVELS[1]
+    textbook = np.mean(level.alpha**2 * SPREADS / (level.alpha**2 * SPREADS + level.sigma**2))
+    np.testing.assert_allclose(expected("denoising_error")[1], textbook)
+
+
+def test_denoising_error_is_snr_times_reconstruction_error_row_by_row():
+    x = typical_rows()
+    one = scoring.denoising_error(jax.random.key(0), DENOISE, x, LEVELS, draws=3)
+    other = scoring.reconstruction_error(jax.random.key(0), DENOISE, x, LEVELS, draws=3)
+    np.testing.assert_allclose(one, np.exp(LEVELS.log_snr)[:, None] * other, rtol=2e-3)
+
+
+def test_the_published_score_has_its_closed_form():
+    """250 levels of DTE's schedule, the gains from an independent implementation."""
+    gains = np.array([0.02909119091456842, 0.45715395089645655, 0.8463127462356614, 1.075114333861023])
+    denoise = gaussian_denoiser(np.zeros(4), np.diag([0.01, 0.25, 1.0, 4.0]))
+    x = np.random.default_rng(1).normal(size=(20, 4))
+    paths = noise.linear(1000, beta_end=1e-2)[:250][None]
+    score = scoring.unnoised_reverse_error(jax.random.key(0), denoise, jnp.asarray(x, jnp.float32), paths)
+    np.testing.assert_allclose(score[0], np.mean((1 - gains) ** 2 * x**2, axis=1), rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def rows_and_scores():
+    """Random rows and every score of all of them; the denoiser is a network, so rows could leak into each other."""
+    network = MLP(width=8, depth=1)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 5)), jnp.zeros(1))["params"]
+    rng = np.random.default_rng(5)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    x = jnp.asarray(rng.normal(size=(12, 5)), jnp.float32)
+
+    @partial(jax.jit, static_argnames=("name", "memory_budget"))
+    def run(key, x, *, name, memory_budget=scoring.MEMORY_BUDGET):
+        score, levels = SCORES[name]
+        levels = levels[:, :: len(levels.alpha[0]) // 4] if np.ndim(levels.alpha) == 2 else levels
+        return score(key, make_denoiser(network, params), x, levels, draws=4, memory_budget=memory_budget)
+
+    return x, run
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_rows_score_depends_on_no_other_row(name, rows_and_scores):
+    x, run = rows_and_scores
+    together = np.asarray(run(jax.random.key(0), x, name=name))
+    order = np.random.default_rng(2).permutation(len(x))
+    shuffled = run(jax.random.key(0), x[order], name=name)
+    np.testing.assert_allclose(shuffled, together[:, order], rtol=1e-4)
+    for subset in ([3], [7, 2, 5]):
+        alone = run(jax.random.key(0), x[np.array(subset)], name=name)
+        np.testing.assert_allclose(alone, together[:, subset], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_little_memory_changes_the_loop_and_not_the_score(name, rows_and_scores):
+    x, run = rows_and_scores
+    roomy = run(jax.random.key(0), x, name=name)
+    for copies in (0, 5):
+        tight = run(jax.random.key(0), x, name=name, memory_budget=copies * x.nbytes)
+        np.testing.assert_allclose(tight, roomy, rtol=1e-4)
+
+
+@every_score
+def test_another_key_draws_other_noise(score, levels):
+    x = typical_rows(4)
+    draw = jax.jit(lambda key: score(key, DENOISE, x, levels))
+    same = bool(jnp.allclose(draw(jax.random.key(0)), draw(jax.random.key(1))))
+    assert same == (score is scoring.unnoised_reverse_error)
+
+
+@pytest.mark.parametrize("name", ["reconstruction_error", "denoising_error", "ddim_reconstruction_error"])
+def test_draws_come_in_antithetic_pairs(name):
+    """For a linear denoiser the part of the score that is odd in the noise cancels, so x and -x score alike."""
+    score, levels = SCORES[name]
+    x = typical_rows(8)
+
+    def asymmetry(draws):
+        error = score(jax.random.key(0), DENOISE, x, levels, draws=draws)
+        return float(jnp.max(jnp.abs(error[:, :4] / error[:, 4:] - 1)))
+
+    assert asymmetry(2) < 1e-4
+    assert asymmetry(1) > 1e-2
+
+
+def test_every_level_has_its_own_draws():
+    twice = noise.NoiseLevel(LEVELS.alpha[[1, 1]], LEVELS.sigma[[1, 1]])
+    first, second = scoring.reconstruction_error(jax.random.key(0), DENOISE, typical_rows(4), twice)
+    assert not jnp.allclose(first, second)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, levels) in SCORES.items() if levels is PATHS])
+def test_a_score_along_paths_refuses_single_levels(name):
+    score, _ = SCORES[name]
+    with pytest.raises(ValueError, match=r"shape \[levels, steps\], got \(3,\); build them with noise.reverse_paths"):
+        score(jax.random.key(0), DENOISE, typical_rows(4), LEVELS)
+
+
+@every_score
+def test_a_score_needs_a_draw(score, levels):
+    with pytest.raises(ValueError, match="at least one noise draw, got draws=0"):
+        score(jax.random.key(0), DENOISE, typical_rows(4), levels, draws=0)
+
+
+@pytest.mark.parametrize("prediction", [noise.NOISE, noise.VELOCITY], ids=["noise", "velocity"])
+def test_an_untrained_network_ranks_rows_by_their_norm(prediction):
+    """The trap behind published numbers: with zero output the score is a multiple of the squared norm."""
+    network = MLP(width=8, depth=1)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 5)), jnp.zeros(1))["params"]
+    x = jnp.asarray(np.random.default_rng(3).standard_t(3, size=(60, 5)), jnp.float32)
+    labels = np.arange(60) % 3 == 0
+    path = noise.linear(1000, beta_end=1e-2)[:250:5]
+    score = scoring.unnoised_reverse_error(jax.random.key(0), make_denoiser(network, params, prediction), x, path[None])
+    square = np.mean(np.asarray(x) ** 2, axis=1)
+    if prediction is noise.NOISE:
+        np.testing.assert_allclose(score[0], (1 / path.alpha[-1] - 1) ** 2 * square, rtol=1e-3)
+    np.testing.assert_allclose(score[0] / square, score[0, 0] / square[0], rtol=1e-3)
+    assert auroc(labels, score[0]) == auroc(labels, square)
+
+
+# ------------------------------------------------------------------------------------------------------ one number per row
+
+NORMAL = jnp.array([[1.0, 3.0, 2.0, 2.0], [10.0, 30.0, 20.0, 20.0], [5.0, 5.0, 5.0, 5.0]])
+TESTED = jnp.array([[2.0, 4.0], [20.0, 20.0], [5.0, 6.0]])
+
+
+def test_level_statistics_give_a_level_without_spread_the_spread_one():
+    statistics = scoring.level_statistics(NORMAL)
+    np.testing.assert_allclose(statistics.mean, [2, 20, 5])
+    np.testing.assert_allclose(statistics.std, [0.5**0.5, 10 * 0.5**0.5, 1.0], rtol=1e-6)
+
+
+def test_standardised_normal_scores_have_mean_zero_and_spread_one():
+    z = scoring.standardise(NORMAL[:2], scoring.level_statistics(NORMAL[:2]))
+    np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(z.std(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "by_hand"),
+    [
+        (scoring.total, [27, 30]),
+        (scoring.z_mean, [0, (2 / 0.5**0.5 + 0 + 1) / 3]),
+        (scoring.z_max, [0, 2 / 0.5**0.5]),
+    ],
+    ids=["total", "z_mean", "z_max"],
+)
+def test_aggregates_are_what_one_computes_by_hand(aggregate, by_hand):
+    result = aggregate(TESTED, scoring.level_statistics(NORMAL))
+    np.testing.assert_allclose(result, by_hand, rtol=1e-5, atol=1e-6)
