@@ -63,7 +63,8 @@ def compare(records: list[Evaluation]) -> str:
             ours, theirs = (sum(side) / len(cells) for side in zip(*cells, strict=True))
             lines.append(
                 f"{name:>14}: mean {ours:6.2f}, paper's {pairs[name]:<8} {theirs:6.2f}; largest gap {max(gaps):5.2f}; "
-                f"within 0.01 (rounding): {sum(gap < 0.0151 for gap in gaps)}, within 0.15: {sum(gap <= 0.15 for gap in gaps)} of {len(cells)} cells"
+                f"within 0.01 (rounding): {sum(gap < 0.0151 for gap in gaps)}, "
+                f"within 0.15: {sum(gap <= 0.15 for gap in gaps)} of {len(cells)} cells"
             )
     return "\n".join(lines)
 

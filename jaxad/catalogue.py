@@ -51,7 +51,7 @@ DETECTORS: dict[str, Callable[[int], Detector]] = {
     # scikit-learn's own objects, with the settings of DTE's and PyOD's tables
     "iforest": lambda seed: IsolationForest(n_estimators=100, random_state=np.random.RandomState(seed)),
     "ocsvm": lambda seed: OneClassSVM(kernel="rbf", gamma="auto", nu=0.5),
-    "lof": lambda seed: LocalOutlierFactor(n_neighbors=20, novelty=True),
+    "lof": lambda seed: LocalOutlierFactor(n_neighbors=20, novelty=True),  # pyright: ignore[reportAssignmentType]
     "copod": lambda seed: COPOD(),
     "copod-nan": lambda seed: COPOD(transductive=True, nan_quirk=True),
     "ecod": lambda seed: ECOD(),

@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -71,7 +71,7 @@ def fit(
     from jaxad.detectors.persistence import check_writable, save_detector
 
     console = Console()
-    chosen = choose([detector], {name: DETECTORS[name] for name in SAVED})[detector](seed)
+    chosen: Any = choose([detector], {name: DETECTORS[name] for name in SAVED})[detector](seed)
     settings = {"false_alarm_rate": false_alarm_rate}
     if "verbose" in chosen.get_params():
         settings["verbose"] = 1
@@ -122,7 +122,7 @@ def score(
         raise ValueError(f"--out {out} cannot be written: check the permissions")
     detector = load_detector(model)
     table = read_table(data, label_column=label_column)
-    columns = load_extra(model).get("columns")
+    columns = (load_extra(model) or {}).get("columns")
     if columns and table.columns and list(columns) != list(table.columns):
         if sorted(columns) != sorted(table.columns):
             missing, unknown = sorted(set(columns) - set(table.columns)), sorted(set(table.columns) - set(columns))
@@ -220,7 +220,7 @@ def use_compilation_cache() -> None:
     """Switch on JAX's persistent compilation cache, so that the second run of a command does not compile again."""
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

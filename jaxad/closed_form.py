@@ -7,12 +7,14 @@ them (``empirical_denoiser``), which no network can beat on those rows: a traini
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxad.denoising import Denoise
 
 
-def gaussian_denoiser(mean: Float[Array, " features"], covariance: Float[Array, "features features"]) -> Denoise:
+def gaussian_denoiser(
+    mean: Float[ArrayLike, " features"], covariance: Float[ArrayLike, "features features"]
+) -> Denoise:
     """The exact denoiser of data from N(mean, covariance): ``mean + alpha S C^-1 (z - alpha mean)``, ``C = alpha^2 S + sigma^2 I``.
 
     The eigendecomposition is done once, on the host, in float64. A singular covariance is fine.

@@ -40,8 +40,8 @@ class NoiseLevel:
     (1000, 0.524085)
     """
 
-    alpha: Float[Array, "..."]
-    sigma: Float[Array, "..."]
+    alpha: Float[Array | np.ndarray, "..."]
+    sigma: Float[Array | np.ndarray, "..."]
 
     def __getitem__(self, index) -> "NoiseLevel":
         return NoiseLevel(self.alpha[index], self.sigma[index])
@@ -50,7 +50,7 @@ class NoiseLevel:
         return len(self.alpha)
 
     @property
-    def log_snr(self) -> Float[Array, "..."]:
+    def log_snr(self) -> Float[Array | np.ndarray, "..."]:
         """Formula (2): natural logarithm of the signal-to-noise ratio of unit-variance data; ``+inf`` is clean."""
         xp = _namespace(self.alpha)
         return 2.0 * (xp.log(self.alpha) - xp.log(self.sigma))

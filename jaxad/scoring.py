@@ -166,7 +166,8 @@ def unnoised_reverse_error(
 
     Kept to reproduce published numbers. With ``no_variance`` it telescopes, for Gaussian data, to one denoiser call; with
     ``fixed_small`` (the repository's newest commit) noise independent of ``x`` comes on top. Theirs is
-    ``paths = noise.linear(1000, beta_end=1e-2)[:250][None]``. An untrained network whose predicted noise is zero gives ``(1/alpha - 1)^2 mean(x^2)``.
+    ``paths = noise.linear(1000, beta_end=1e-2)[:250][None]``. An untrained network whose predicted noise is zero gives
+    ``(1/alpha - 1)^2 mean(x^2)``.
     """
     return _along_paths(
         lambda k, z, path: ancestral(k, denoise, z, path, variance=variance),

@@ -223,11 +223,16 @@ def train_step(
     ``jit``, and ``pmap`` / ``shard_map`` (give ``axis_name``; gradients are averaged over it), with equal results.
     """
     step_key = jax.random.fold_in(state.key, state.step)
-    value, gradients = jax.value_and_grad(lambda params: loss(step_key, params, x, schedule, axis_name=axis_name))(
-        state.params
-    )
+
+    def mean_loss(params):
+        value = loss(step_key, params, x, schedule, axis_name=axis_name)
+        # Averaged inside: shard_map, knowing that the parameters are the same everywhere, sums their gradients by itself.
+        return value if axis_name is None else jax.lax.pmean(value, axis_name)
+
+    value, gradients = jax.value_and_grad(mean_loss)(state.params)
     if axis_name is not None:
-        value, gradients = jax.lax.pmean((value, gradients), axis_name)
+        # pmap's gradient is one device's share; under shard_map it is the mean already, and its mean is itself.
+        gradients = jax.lax.pmean(gradients, axis_name)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))

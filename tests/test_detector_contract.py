@@ -13,6 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from jaxad.denoisers import MLP, DiT
+from jaxad.detectors import DiffusionDetector, DTECategorical, DTEInverseGamma
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
@@ -28,7 +30,13 @@ OURS = [
     ECOD(),
     MahalanobisDetector(),
     SquaredNorm(),
+    DiffusionDetector(MLP(width=32, depth=1), num_steps=100),
+    DiffusionDetector(DiT(hidden=16, depth=1, heads=2, patch_size=2), num_steps=200, learning_rate=3e-3),
+    DTECategorical(num_steps=400),
+    DTEInverseGamma(num_steps=400),
 ]
+# scikit-learn's checks use a dozen shapes, and every new shape compiles: the two that share their code with another wait in `slow`.
+QUICK_TO_CHECK, SLOW_TO_CHECK = [*OURS[:8], OURS[9]], [OURS[8], OURS[10]]
 SCIKIT_LEARNS = [
     IsolationForest(random_state=0),
     OneClassSVM(gamma="auto"),
@@ -209,8 +217,18 @@ def test_a_clone_is_not_fitted(detector, fitted):
         copy.score_samples(normal_rows(0, 5))
 
 
-@parametrize_with_checks(OURS)
+@parametrize_with_checks(QUICK_TO_CHECK)
 def test_scikit_learns_own_checks(estimator, check):
+    run(check, estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(SLOW_TO_CHECK)
+def test_scikit_learns_own_checks_on_the_others(estimator, check):
+    run(check, estimator)
+
+
+def run(check, estimator):
     with warnings.catch_warnings():
         # scikit-learn warns about what it chooses to skip (its array API checks); that is no fault of the detector.
         warnings.simplefilter("ignore")

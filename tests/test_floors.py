@@ -44,7 +44,9 @@ def floor_of(module: str) -> float:
     for pattern, floor in FLOORS.items():
         if re.fullmatch(pattern, module):
             return floor
-    raise AssertionError(f"jaxad.{module} stands on no floor: add it to FLOORS in {__file__} and to docs/architecture.md")
+    raise AssertionError(
+        f"jaxad.{module} stands on no floor: add it to FLOORS in {__file__} and to docs/architecture.md"
+    )
 
 
 def imported_by(tree: ast.AST) -> set[str]:

@@ -140,7 +140,9 @@ def test_order_of_convergence_to_the_exact_flow(name, order, record_property):
         slope, errors = measured_order(error_of)
     decay = ", ".join(f"{error:.1e}" for error in errors)
     steps = ", ".join(map(str, STEPS))
-    record_property(ORDERS, f"{name:<15} claimed {order}   measured {slope:.3f}   relative error {decay} at {steps} levels")
+    record_property(
+        ORDERS, f"{name:<15} claimed {order}   measured {slope:.3f}   relative error {decay} at {steps} levels"
+    )
     assert abs(slope - order) < 0.15
 
 

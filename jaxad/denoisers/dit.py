@@ -104,7 +104,7 @@ class DiT(nn.Module):
 
         condition = LevelEmbedding(self.hidden, self.frequency_shift, _small, name="level")(log_snr)
         if self.num_classes is not None:
-            condition = condition + self._embed_label(label, len(x), train)
+            condition = condition + self._embed_label(self.num_classes, label, len(x), train)
         elif label is not None:
             raise ValueError("a label was given to a DiT without classes; construct it with num_classes")
         # Every use of the condition begins with this SiLU; in x's dtype, so that half precision stays half precision.
@@ -118,13 +118,13 @@ class DiT(nn.Module):
         tokens = _ZeroDense(outputs, name="final")(_modulated_norm(tokens, scale, shift))
         return self._unpatchify(tokens, x.shape)
 
-    def _embed_label(self, label, batch, train):
+    def _embed_label(self, num_classes, label, batch, train):
         if label is None:
-            label = jnp.full(batch, self.num_classes)
+            label = jnp.full(batch, num_classes)
         elif train and self.label_dropout > 0:
             dropped = jax.random.bernoulli(self.make_rng("dropout"), self.label_dropout, label.shape)
-            label = jnp.where(dropped, self.num_classes, label)
-        return nn.Embed(self.num_classes + 1, self.hidden, embedding_init=_small, name="label")(label)
+            label = jnp.where(dropped, num_classes, label)
+        return nn.Embed(num_classes + 1, self.hidden, embedding_init=_small, name="label")(label)
 
     def _features_per_token(self, features):
         return -(-features // 4) if self.patch_size is None else self.patch_size

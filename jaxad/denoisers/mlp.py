@@ -49,7 +49,8 @@ class MLP(nn.Module):
         if label is not None:
             raise ValueError("MLP takes no label; use DiT(num_classes=...) for conditioning on a class")
         features = x.shape[-1]
-        # One embedding for all blocks, narrow because it only says how noisy the row is; in x's dtype, so that half precision stays half precision.
+        # One embedding for all blocks, narrow because it only says how noisy the row is;
+        # in x's dtype, so that half precision stays half precision.
         condition = nn.silu(LevelEmbedding(128)(log_snr)).astype(x.dtype)
 
         stream = nn.Dense(self.width)(x)

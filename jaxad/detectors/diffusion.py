@@ -1,6 +1,7 @@
 """The diffusion detector: one denoiser trained on normal rows, any score of ``jaxad.scoring`` on top."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         seed = rng.randint(2**31 - 1)
         train_key, score_key = jax.random.split(jax.random.key(seed))
-        self.network_ = MLP(width=256, depth=3) if self.network is None else self.network
+        self.network_: Any = MLP(width=256, depth=3) if self.network is None else self.network
         self.prediction_ = noise.VELOCITY if self.prediction is None else self.prediction
         self.standardiser_ = Standardiser.fit(X)
         rows, held_out = hold_out(self.standardiser_(X), rng)
@@ -153,7 +154,8 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
 
         For a score, levels or a false alarm rate changed after ``fit``: the network stays as it is.
         """
-        return self._calibrate(self.standardiser_(check_scoring_data(self, X)))
+        rows = check_scoring_data(self, X)
+        return self._calibrate(self.standardiser_(rows))
 
     def _calibrate(self, held_out):
         self.levels_ = default_levels() if self.levels is None else self.levels
@@ -168,7 +170,8 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
 
     def scores_by_level(self, X) -> np.ndarray:
         """The score at every noise level, shape ``[levels, rows]``: larger = more anomalous."""
-        return self._by_level(self.standardiser_(check_scoring_data(self, X)))
+        rows = check_scoring_data(self, X)
+        return self._by_level(self.standardiser_(rows))
 
     def denoiser(self) -> Denoise:
         """The trained denoiser as a pure function of standardised rows, for ``jaxad.scoring`` and ``jaxad.sampling``."""

@@ -5,6 +5,7 @@ farther from normal data, the noisier it looks. One network evaluation per row, 
 """
 
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def bin_loss(network: TimeMLP) -> training.Loss:
 
     def loss(key, params, x, schedule, *, train=True, axis_name=None):
         index, _, noisy, dropout_key = _noised(key, x, schedule, axis_name)
-        logits = network.apply({"params": params}, noisy, train=train, rngs={"dropout": dropout_key})
+        logits: Any = network.apply({"params": params}, noisy, train=train, rngs={"dropout": dropout_key})
         return optax.softmax_cross_entropy_with_integer_labels(logits, index * network.outputs // len(schedule)).mean()
 
     return loss
@@ -55,8 +56,8 @@ def variance_loss(network: TimeMLP) -> training.Loss:
 
     def loss(key, params, x, schedule, *, train=True, axis_name=None):
         _, sigma, noisy, dropout_key = _noised(key, x, schedule, axis_name)
-        output = network.apply({"params": params}, noisy, train=train, rngs={"dropout": dropout_key})[:, 0]
-        estimate = jax.nn.softplus(output) + 1e-5
+        output: Any = network.apply({"params": params}, noisy, train=train, rngs={"dropout": dropout_key})
+        estimate = jax.nn.softplus(output[:, 0]) + 1e-5
         share = 0.5 - 1 / x.shape[1] if x.shape[1] > 2 else 0.5
         return jnp.mean(-share * jnp.log(estimate) + 0.5 * estimate / sigma**2)
 
@@ -158,6 +159,10 @@ class DTECategorical(ThresholdMixin, BaseEstimator):
     True
     """
 
+    standardiser_: Standardiser
+    network_: TimeMLP
+    params_: Any
+
     def __init__(
         self,
         *,
@@ -187,7 +192,8 @@ class DTECategorical(ThresholdMixin, BaseEstimator):
 
     def score_samples(self, X) -> np.ndarray:
         """Minus the expected bin, shape ``[rows]``: larger = more normal."""
-        return -self._score(self.standardiser_(check_scoring_data(self, X)))
+        rows = check_scoring_data(self, X)
+        return -self._score(self.standardiser_(rows))
 
     def _score(self, rows):
         return score_in_batches(
@@ -207,6 +213,10 @@ class DTEInverseGamma(ThresholdMixin, BaseEstimator):
     >>> bool(near > far)
     True
     """
+
+    standardiser_: Standardiser
+    network_: TimeMLP
+    params_: Any
 
     def __init__(
         self,
@@ -233,7 +243,8 @@ class DTEInverseGamma(ThresholdMixin, BaseEstimator):
 
     def score_samples(self, X) -> np.ndarray:
         """Minus the estimated noise variance, shape ``[rows]``: larger = more normal."""
-        return -self._score(self.standardiser_(check_scoring_data(self, X)))
+        rows = check_scoring_data(self, X)
+        return -self._score(self.standardiser_(rows))
 
     def _score(self, rows):
         return score_in_batches(

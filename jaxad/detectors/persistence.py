@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from jaxad import noise, sampling, scoring, training
-from jaxad.checkpoint import DTYPES, CheckpointError, load_checkpoint, read_description, save_checkpoint
+from jaxad.checkpoint import DTYPES, CheckpointError, check_writable, load_checkpoint, read_description, save_checkpoint
 from jaxad.data.dataset import did_you_mean
 from jaxad.denoisers import MLP, DiT, TimeMLP
 from jaxad.detectors.copula import COPOD, ECOD, _Columns
@@ -27,6 +27,8 @@ from jaxad.detectors.fitting import Standardiser
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
 from jaxad.detectors.protocol import check_scoring_data
+
+__all__ = ["CheckpointError", "check_writable", "load_detector", "load_extra", "save_detector"]
 
 
 def _by_name(*things) -> dict[str, Any]:

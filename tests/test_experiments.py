@@ -1,0 +1,148 @@
+"""Every experiment runs, resumes, and gives the numbers of the paper that it claims to repeat."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import adbench, table1
+from jaxad import data
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+PARITY_SETS = ("MVTec-AD_bottle", "MVTec-AD_grid", "MVTec-AD_leather")
+WRITTEN = ("results.jsonl", "results.csv", "report.html", "table.md")
+
+
+@pytest.fixture(scope="module")
+def small_sets(data_dir):
+    """The two ADBench sets with the smallest files."""
+    files = {name: next(data_dir.glob(f"adbench/*/{name}.npz"), None) for name in data.adbench_names(data_dir)}
+    files |= {path.stem: path for path in data_dir.glob("adbench/Classical/*.npz")}
+    paths = sorted({path for path in files.values() if path}, key=lambda path: path.stat().st_size)
+    return tuple(path.stem for path in paths[:2])
+
+
+@pytest.fixture(scope="module")
+def table(data_dir, tmp_path_factory):
+    """The columns of the paper's table that need no training, on three small sets."""
+    present = [name for name in PARITY_SETS if name in data.adbench_names(data_dir)]
+    if len(present) < len(PARITY_SETS):
+        pytest.skip(f"needs {', '.join(PARITY_SETS)}")
+    out = tmp_path_factory.mktemp("table1")
+    detectors = ("iforest", "ocsvm", "copod", "copod-nan", "norm", "dit-untrained", "knn")
+    records = table1.run(table1.Config(data_dir=data_dir, datasets=PARITY_SETS, detectors=detectors, out=out))
+    return {(record.detector, record.dataset): 100 * record.auroc for record in records}, records, out
+
+
+# ------------------------------------------------------------------------------------------------------ the paper's numbers
+
+
+@pytest.mark.parametrize(("detector", "column"), [("iforest", "IForest"), ("ocsvm", "OCSVM")])
+def test_scikit_learns_baselines_equal_the_papers_columns(table, detector, column):
+    ours, theirs = [table[0][detector, name] for name in PARITY_SETS], [table1.PAPER[column][n] for n in PARITY_SETS]
+    # Theirs are rounded to two decimals of a percent.
+    np.testing.assert_allclose(ours, 100 * np.array(theirs), rtol=0, atol=0.0101)
+
+
+def test_copod_repeats_and_repairs_the_published_column(table):
+    areas = table[0]
+    assert [areas["copod-nan", name] for name in PARITY_SETS] == [50.0] * 3
+    np.testing.assert_allclose(
+        [areas["copod", name] for name in PARITY_SETS], [96.44, 58.75, 99.08], rtol=0, atol=0.0101
+    )
+
+
+def test_the_papers_dit_column_is_the_norm_of_the_row(table):
+    published = [100 * table1.PAPER["DiT"][name] for name in PARITY_SETS]
+    for detector in ("norm", "dit-untrained"):
+        np.testing.assert_allclose([table[0][detector, n] for n in PARITY_SETS], published, rtol=0, atol=0.15)
+
+
+def test_the_comparison_says_so_in_words(table):
+    lines = {line.split(":")[0].strip(): line for line in table1.compare(table[1]).splitlines()}
+    assert set(lines) == {"iforest", "ocsvm", "copod", "copod-nan", "norm", "dit-untrained"}
+    assert "within 0.01 (rounding): 3" in lines["iforest"]
+    assert "within 0.15: 3 of 3 cells" in lines["norm"]
+
+
+def test_the_published_columns_stand_beside_ours(table):
+    text = (table[2] / "table.md").read_text()
+    assert "| paper IForest | paper OCSVM | paper COPOD | paper DDPM | paper DiT | paper DTE |" in text
+    assert all((table[2] / name).is_file() for name in WRITTEN)
+
+
+# ----------------------------------------------------------------------------------------------------------------- smoke runs
+
+
+@pytest.mark.parametrize("protocol", ["clean", "dte"])
+def test_adbench_runs_and_resumes(data_dir, small_sets, tmp_path, protocol):
+    config = adbench.Config(
+        data_dir=data_dir, datasets=small_sets, detectors=("copod", "norm"), protocol=protocol, out=tmp_path
+    )
+    first = adbench.run(config)
+    assert [record.cell for record in first] == [
+        (data.adbench_name(name), detector, protocol, 0) for name in small_sets for detector in config.detectors
+    ]
+    assert all((tmp_path / name).is_file() for name in WRITTEN)
+    # More cells: the finished ones come back as they were, timings included.
+    again = adbench.run(replace(config, detectors=("copod", "norm", "knn"), seeds=(0, 1)))
+    assert set(map(repr, first)) < set(map(repr, again))
+    assert len(again) == 12
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 12
+
+
+def test_a_trained_detector_runs(data_dir, small_sets, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxad.detectors.diffusion_time.default_num_steps", lambda num_rows: 20)
+    config = adbench.Config(data_dir=data_dir, datasets=small_sets[:1], detectors=("dte-c", "knn"), out=tmp_path)
+    assert len(adbench.run(config)) == 2
+
+
+def test_show_prints_the_tables(table, capsys):
+    adbench.show(adbench.Config(out=table[2]))
+    assert "MVTec-AD_grid" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"detectors": ("knn", "iforst")}, "unknown detector 'iforst'.*iforest"),
+        ({"datasets": ("MVTec-AD_botle",)}, "'MVTec-AD_botle'.*MVTec-AD_bottle"),
+        ({"datasets": ("waveformm",)}, "'waveformm'.*Waveform"),
+        ({"protocol": "claen"}, "unknown protocol 'claen'.*clean"),
+    ],
+)
+@pytest.mark.parametrize("experiment", [adbench, table1], ids=lambda module: module.__name__)
+def test_a_misspelt_name_is_met_with_the_nearest_one(data_dir, tmp_path, experiment, changes, message):
+    config = replace(experiment.Config(data_dir=data_dir, out=tmp_path / "out", detectors=("knn",)), **changes)
+    with pytest.raises(ValueError, match=message):
+        experiment.run(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_directory_without_sets_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="--data-dir"):
+        adbench.run(adbench.Config(data_dir=tmp_path, out=tmp_path / "out"))
+
+
+def test_sets_that_are_known_but_absent_are_named(tmp_path):
+    with pytest.raises(ValueError, match="MVTec-AD_grid"):
+        adbench.run(adbench.Config(data_dir=tmp_path, datasets=("MVTec-AD_grid",), out=tmp_path / "out"))
+
+
+# ------------------------------------------------------------------------------------------------------------------- the house
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_asks_one_question_and_stands_in_the_table(path):
+    text = path.read_text(encoding="utf-8")
+    question = re.match(r'"""(.*)\n', text)
+    assert question is not None
+    assert question[1].endswith("?")
+    assert f"python -m experiments.{path.stem}" in text
+    assert f"experiments.{path.stem}" in (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
