@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 
 DEMO_SETS = ("digits_0", "digits_3", "digits_8", "breast_cancer", "wine_0")
@@ -43,7 +44,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
     page = write_report(records, out / "report.html", scores_dir=out, title="jaxad demo")
     console.print(Markdown(markdown_table(records)))
     console.print(Markdown(comparison_table(records)))
-    console.print(
+    plain_console().print(
         f"{time.perf_counter() - started:.0f} s. Records: {out / 'results.jsonl'}   Page with ROC curves: {page}"
     )
 
@@ -70,7 +71,9 @@ def fit(
     from jaxad.data import read_table
     from jaxad.detectors.persistence import check_writable, save_detector
 
-    console = Console()
+    console = plain_console()
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, got {seed}")
     chosen: Any = choose([detector], {name: DETECTORS[name] for name in SAVED})[detector](seed)
     settings = {"false_alarm_rate": false_alarm_rate}
     if "verbose" in chosen.get_params():
@@ -83,6 +86,8 @@ def fit(
     rows = table.x
     if table.y is not None:
         rows = rows[table.y == 0]
+        if not len(rows):
+            raise ValueError(f"{data} holds no normal row to learn from: all {len(table.x)} are labelled anomalous")
         console.print(f"{len(table.x) - len(rows)} rows labelled anomalous are left out of training")
     started = time.perf_counter()
     chosen.fit(rows)
@@ -113,13 +118,15 @@ def score(
     from jaxad.data import DataError, read_table
     from jaxad.detectors.persistence import load_detector, load_extra
 
-    console = Console()
+    console = plain_console()
     if out.is_dir():
         raise ValueError(f"--out names a csv file, {out} is a folder")
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: the folder {out.parent} does not exist")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise ValueError(f"--out {out} cannot be written: check the permissions")
+    if out.exists() and data.exists() and out.samefile(data):
+        raise ValueError(f"--out {out} is the file to score, which it would replace: choose another name")
     detector = load_detector(model)
     table = read_table(data, label_column=label_column)
     columns = (load_extra(model) or {}).get("columns")
@@ -161,13 +168,15 @@ def report(results: Annotated[Path, tyro.conf.Positional], out: Path | None = No
 
     records = sweep.read_results(results)
     folder = results if results.is_dir() else results.parent
+    if out is not None and out.exists() and out.samefile(folder / sweep.RESULTS if results.is_dir() else results):
+        raise ValueError(f"--out {out} holds the records themselves: choose another name for the page")
     if not records:
         raise ValueError(f"{results} holds no finished cell yet")
     page = write_report(records, out or folder / "report.html", scores_dir=folder)
     console = Console()
     for protocol in dict.fromkeys(record.protocol for record in records):
         console.print(Markdown(markdown_table([record for record in records if record.protocol == protocol])))
-    console.print(f"written to {page}")
+    plain_console().print(f"written to {page}")
 
 
 def doctor() -> None:
@@ -176,9 +185,9 @@ def doctor() -> None:
 
     table = Table("what", "found", "if missing")
     devices = ", ".join(f"{device.platform}:{device.device_kind}" for device in jax.devices())
-    table.add_row("devices", devices, "pip install 'jaxad[cuda]' for an NVIDIA GPU")
+    table.add_row("devices", devices, escape("pip install 'jaxad[cuda]' for an NVIDIA GPU"))
     if shutil.which("nvidia-smi") and jax.default_backend() == "cpu":
-        table.add_row("[red]GPU", "[red]present, but JAX runs on the CPU", "pip install 'jaxad[cuda]'")
+        table.add_row("[red]GPU", "[red]present, but JAX runs on the CPU", escape("pip install 'jaxad[cuda]'"))
     table.add_row("python", sys.version.split()[0], "3.11 or newer")
     for package in (
         "jaxad",
@@ -202,13 +211,18 @@ def doctor() -> None:
             found = version(package) if find_spec(module) else "[yellow]not installed"
         except PackageNotFoundError:
             found = "[yellow]not installed"
-        table.add_row(package, found, extra)
+        table.add_row(package, found, escape(extra))
     from jaxad import data
 
     found = data.adbench_names()
     table.add_row("ADBench sets", str(len(found)), "set JAXAD_DATA_DIR to a folder with adbench/<group>/<name>.npz")
-    table.add_row("compilation cache", str(compilation_cache()), "")
+    table.add_row("compilation cache", escape(str(compilation_cache())), "")
     Console().print(table)
+
+
+def plain_console() -> Console:
+    """For sentences with paths in them: no markup (a path may hold brackets), no line breaks (it may be copied)."""
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def compilation_cache() -> Path:

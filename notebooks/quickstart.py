@@ -30,26 +30,27 @@ from jaxad import DiffusionDetector, KNNDetector, SquaredNorm, data, metrics, no
 # %% [markdown]
 # ## Fit and score
 #
-# Wine of one cultivar is normal, the others are anomalous. Half of the normal rows train; no label is used in training.
+# Pictures of the digit 3 (8 x 8 pixels, here 64 columns) are normal, all other digits are anomalous.
+# Half of the normal rows train; no label is used in training.
 # `score_samples` has scikit-learn's sign, larger = more normal; `jaxad.metrics` takes anomaly scores, larger = more anomalous.
 
 # %%
-wine = data.builtin("wine_1")
-normal = np.random.default_rng(0).permutation(np.flatnonzero(wine.y == 0))
-train, test = normal[: len(normal) // 2], np.concatenate([normal[len(normal) // 2 :], np.flatnonzero(wine.y == 1)])
-labels = wine.y[test]
-print(wine)
+digits = data.builtin("digits_3")
+normal = np.random.default_rng(0).permutation(np.flatnonzero(digits.y == 0))
+train, test = normal[: len(normal) // 2], np.concatenate([normal[len(normal) // 2 :], np.flatnonzero(digits.y == 1)])
+labels = digits.y[test]
+print(digits)
 
 # %%
-detector = DiffusionDetector(num_steps=400).fit(wine.x[train])
-untrained = DiffusionDetector(num_steps=0).fit(wine.x[train])  # the same network, which never took a step
+detector = DiffusionDetector().fit(digits.x[train])
+untrained = DiffusionDetector(num_steps=0).fit(digits.x[train])  # the same network, which never took a step
 rivals = {
     "diffusion": detector,
     "diffusion, untrained": untrained,
-    "kNN": KNNDetector(standardize=True).fit(wine.x[train]),
-    "squared norm": SquaredNorm().fit(wine.x[train]),
+    "kNN": KNNDetector(standardize=True).fit(digits.x[train]),
+    "squared norm": SquaredNorm().fit(digits.x[train]),
 }
-scores = {name: -rival.score_samples(wine.x[test]) for name, rival in rivals.items()}
+scores = {name: -rival.score_samples(digits.x[test]) for name, rival in rivals.items()}
 {name: round(metrics.auroc(labels, score), 3) for name, score in scores.items()}
 
 # %% [markdown]
@@ -71,14 +72,14 @@ _ = plt.legend(title="AUROC")
 # where the anomalies of this data set live. The levels are combined by what held-out normal rows score at each.
 
 # %%
-by_level = detector.scores_by_level(wine.x[test])
+by_level = detector.scores_by_level(digits.x[test])
 sigma = detector.levels_.sigma
 for label, name in enumerate(("normal", "anomalous")):
     plt.plot(sigma, by_level[:, labels == label].mean(axis=1), marker="o", label=name)
 plt.xscale("log")
 plt.yscale("log")
 plt.xlabel("noise level, sigma (1 = spread of the training data)")
-plt.ylabel("error of the predicted noise, mean over rows")
+plt.ylabel("mean error of the predicted noise")
 _ = plt.legend()
 # %% [markdown]
 # ## The pure functions underneath
@@ -88,7 +89,7 @@ _ = plt.legend()
 
 # %%
 denoise = detector.denoiser()
-rows = jnp.asarray(detector.standardiser_(wine.x[test]))
+rows = jnp.asarray(detector.standardiser_(digits.x[test]))
 levels = noise.log_uniform(30, sigma_min=0.02, sigma_max=5.0)
 draw = jax.random.normal(jax.random.key(0), (1, rows.shape[1]))
 clean = jax.jit(jax.vmap(lambda level: denoise(noise.add_noise(rows, draw, level), level)))(levels)

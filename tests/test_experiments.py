@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import adbench, table1
-from jaxad import data
+from jaxad import DiffusionDetector, data
+from jaxad.catalogue import DETECTORS
+from jaxad.denoisers import MLP
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
@@ -95,9 +97,12 @@ def test_adbench_runs_and_resumes(data_dir, small_sets, tmp_path, protocol):
 
 
 def test_a_trained_detector_runs(data_dir, small_sets, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxad.detectors.diffusion_time.default_num_steps", lambda num_rows: 20)
-    config = adbench.Config(data_dir=data_dir, datasets=small_sets[:1], detectors=("dte-c", "knn"), out=tmp_path)
-    assert len(adbench.run(config)) == 2
+    def quick(seed):
+        return DiffusionDetector(MLP(width=16, depth=1), num_steps=20, random_state=seed)
+
+    monkeypatch.setitem(DETECTORS, "ddpm", quick)
+    config = adbench.Config(data_dir=data_dir, datasets=small_sets[:1], detectors=("ddpm", "knn"), out=tmp_path)
+    assert [record.detector for record in adbench.run(config)] == ["ddpm", "knn"]
 
 
 def test_show_prints_the_tables(table, capsys):

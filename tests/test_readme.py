@@ -96,7 +96,7 @@ def test_command_exists_with_its_options(command, capsys, monkeypatch):
         # A dataclass becomes the options; `experiments.table1.Config` inherits those of `experiments.adbench`.
         sources = module.read_text() + (ROOT / "experiments" / "adbench.py").read_text()
         offered = " ".join(f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): ", sources, re.M))
-    assert options <= set(re.findall(r"--[\w-]+", offered))
+    assert options - {"--help"} <= set(re.findall(r"--[\w-]+", offered))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.exists()], ids=lambda page: page.name)
@@ -296,6 +296,12 @@ def test_the_installed_command(files):
     assert not (files / "again.csv").exists()
 
 
+def test_a_path_is_printed_as_it_is(files, capsys):
+    model = files / ("very long [red]" + 80 * "x")
+    assert jaxad("fit", files / "normal.csv", "--out", model, "--detector", "knn") == 0
+    assert str(model) in capsys.readouterr().out
+
+
 def test_a_report_from_a_run(tmp_path, capsys):
     datasets = {"wine_0": data.wine}
     sweep.run(datasets, choose(["knn", "norm"]), out=tmp_path, progress=False)
@@ -308,7 +314,10 @@ def test_a_report_from_a_run(tmp_path, capsys):
 
 def test_doctor(capsys):
     assert jaxad("doctor") == 0
-    assert "ADBench sets" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "ADBench sets" in shown
+    assert "jaxad[cuda]" in shown
+    assert "jaxad[data]" in shown
 
 
 # ------------------------------------------------------------------------------------------------------------------ bad input
@@ -328,6 +337,9 @@ def bad(files):
     (files / "words.csv").write_text("a,b,c\n1,2,three\n")
     (files / "empty.csv").write_text("")
     (files / "folder").mkdir()
+    write_csv(files / "anomalies.csv", rows, np.ones(len(rows)))
+    (files / "run").mkdir()
+    (files / "run" / "results.jsonl").write_text(json.dumps(asdict(RECORD)) + "\n")
     (files / "broken.jsonl").write_text("not a record\n")
     return files
 
@@ -349,7 +361,7 @@ FIT, SCORE = ("fit", "normal.csv", "--out"), ("score", "model", "new.csv", "--ou
         ((*FIT, "normal.csv", "--detector", "knn"), "normal.csv"),
         ((*FIT, "normal.csv/new_model", "--detector", "knn"), "normal.csv"),
         ((*FIT, "new_model", "--detector", "knn", "--false-alarm-rate", "0.9"), "--false-alarm-rate.*0.9"),
-        ((*FIT, "new_model", "--detector", "dte-c", "--seed", "-1"), "-1"),
+        ((*FIT, "new_model", "--detector", "dte-c", "--seed", "-1"), "--seed.*-1"),
         ((*FIT, "folder", "--detector", "knn"), "folder is not a saved jaxad detector"),
         (("score", "nowhere", "new.csv", "--out", "scores.csv"), "nowhere"),
         (("score", "folder", "new.csv", "--out", "scores.csv"), "folder"),
@@ -363,7 +375,14 @@ FIT, SCORE = ("fit", "normal.csv", "--out"), ("score", "model", "new.csv", "--ou
         ((*SCORE, "folder"), "folder"),
         ((*SCORE, "nowhere/scores.csv"), "nowhere"),
         ((*SCORE, "normal.csv/scores.csv"), "normal.csv"),
+        ((*SCORE, "new.csv"), "is the file to score"),
+        (
+            ("fit", "anomalies.csv", "--out", "new_model", "--detector", "knn", "--label-column", "label"),
+            "no normal row",
+        ),
         (("report", "nowhere"), "nowhere"),
+        (("report", "run", "--out", "run/results.jsonl"), "the records themselves"),
+        (("report", "run", "--out", "nowhere/page.html"), "nowhere"),
         (("report", "folder"), "folder"),
         (("report", "broken.jsonl"), "line 1"),
     ],

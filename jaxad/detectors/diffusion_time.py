@@ -48,7 +48,7 @@ def bin_loss(network: TimeMLP) -> training.Loss:
 
 @cache
 def variance_loss(network: TimeMLP) -> training.Loss:
-    """Inverse-gamma likelihood of ``sigma^2`` with shape ``a = D/2 - 1`` and mode-like scale ``s = softplus(output)``, per feature.
+    """Inverse-gamma likelihood of ``sigma^2`` with shape ``a = D/2 - 1`` and mode-like scale s, the output, per feature.
 
     ``-(a/D) log s + s / (2 sigma^2)`` up to constants; its minimum estimates ``sigma^2 (1 - 2/D)``. For two features and fewer, where
     a would not be positive, ``a = D/2`` is used.
@@ -57,7 +57,7 @@ def variance_loss(network: TimeMLP) -> training.Loss:
     def loss(key, params, x, schedule, *, train=True, axis_name=None):
         _, sigma, noisy, dropout_key = _noised(key, x, schedule, axis_name)
         output: Any = network.apply({"params": params}, noisy, train=train, rngs={"dropout": dropout_key})
-        estimate = jax.nn.softplus(output[:, 0]) + 1e-5
+        estimate = _positive(output[:, 0])
         share = 0.5 - 1 / x.shape[1] if x.shape[1] > 2 else 0.5
         return jnp.mean(-share * jnp.log(estimate) + 0.5 * estimate / sigma**2)
 
@@ -72,7 +72,15 @@ def expected_bin(network, params, rows):
 
 def variance(network, params, rows):
     """The regressed noise variance, [batch], positive."""
-    return jax.nn.softplus(network.apply({"params": params}, rows)[:, 0]) + 1e-5
+    return _positive(network.apply({"params": params}, rows)[:, 0])
+
+
+def _positive(output):
+    """A variance from an unbounded output: exp, started at the small end, where the likelihood's gradient is bounded.
+
+    From the large end (softplus, say) the term ``s / sigma^2`` of the cleanest rows would drown all others for thousands of steps.
+    """
+    return jnp.exp(jnp.clip(output - 6.0, -20.0, 20.0))
 
 
 # Training stops by the error of what is read off as the score, not by the likelihood: a classifier's cross-entropy on held-out rows
@@ -204,7 +212,7 @@ class DTECategorical(ThresholdMixin, BaseEstimator):
 class DTEInverseGamma(ThresholdMixin, BaseEstimator):
     """DTE-IG: a regression of the noise variance by inverse-gamma likelihood; the score is the variance read off the clean row.
 
-    ``score_samples`` is minus that, in squared units of the standardised data. Corrected: the output is a variance (softplus), where
+    ``score_samples`` is minus that, in squared units of the standardised data. Corrected: the output is a variance (an exponential), where
     the published code returns a square root of undetermined sign. The arguments are those of ``DTECategorical``.
 
     >>> X = np.random.default_rng(0).normal(size=(200, 8))

@@ -112,7 +112,9 @@ def train(
 
         def look(state, losses):
             nonlocal best
-            value = float(_validate(jax.random.clone(validation_key), state.ema, validation_rows, schedule, measure=measure))
+            value = float(
+                _validate(jax.random.clone(validation_key), state.ema, validation_rows, schedule, measure=measure)
+            )
             if not validation_losses or value < min(validation_losses):
                 best = jax.tree.map(np.asarray, state.ema)
             validation_losses.append(value)
