@@ -22,7 +22,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-DEMO_SETS = ("digits_0", "digits_3", "digits_8", "breast_cancer", "wine_0")
+DEMO_SETS = ("digits_3", "digits_8", "breast_cancer", "wine_0")
 DEMO_DETECTORS = ("iforest", "ocsvm", "copod", "knn", "ddpm", "dit", "dte-c")
 SAVED = ("ddpm", "dit", "dte-c", "dte-ig", "dte-np", "knn", "knn-mean", "1nn", "copod", "ecod", "mahalanobis", "norm")
 

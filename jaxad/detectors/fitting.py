@@ -61,7 +61,7 @@ CHUNK = 200
 PATIENCE = 5
 """Looks without a new best after which training stops."""
 
-VALIDATION_ROWS = 4096
+VALIDATION_ROWS = 2048
 """Held-out rows are repeated or cut to this many noisy copies: few enough to be quick, many enough for a steady loss."""
 
 
