@@ -33,10 +33,10 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/jaxad demo
 
 test: $(VENV)/dev.stamp
-	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest -m "not slow" --durations=15
+	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=15
 
 slow: $(VENV)/dev.stamp
-	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest --durations=15 --timeout=3600
+	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --timeout=3600
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

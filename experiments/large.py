@@ -79,7 +79,16 @@ def run(config: Config) -> list[dict]:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     records = []
     for name, detector, rows in CASES:
-        command = [sys.executable, "-m", "experiments.large", "--case", name, detector, str(rows), str(config.data_dir or "")]
+        command = [
+            sys.executable,
+            "-m",
+            "experiments.large",
+            "--case",
+            name,
+            detector,
+            str(rows),
+            str(config.data_dir or ""),
+        ]
         output = subprocess.run(command, check=True, capture_output=True, text=True, env=dict(os.environ)).stdout
         record = json.loads(output.splitlines()[-1])
         record |= {"commit": current_commit(), "device": device_name(), "versions": versions()}
