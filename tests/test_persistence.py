@@ -44,7 +44,7 @@ DETECTORS = {
         num_steps=0,
         schedule=noise.linear(100),
         levels=noise.reverse_paths(noise.linear(100), [30, 60], 4),
-        score=partial(scoring.ancestral_reconstruction_error, variance=sampling.fixed_large),
+        scorer=partial(scoring.ancestral_reconstruction_error, variance=sampling.fixed_large),
         aggregate=scoring.z_max,
         prediction=noise.SCORE,
         loss=partial(training.hybrid_loss, vlb_weight=0.5),
@@ -119,7 +119,7 @@ def test_every_class_is_tested_and_every_score_and_network_has_a_name():
         if function.__module__ == scoring.__name__
         and [*inspect.signature(function).parameters][:2] == ["key", "denoise"]
     }
-    assert scores == set(persistence.ALLOWED["score"])
+    assert scores == set(persistence.ALLOWED["scorer"])
     networks = {name for name in denoisers.__all__ if inspect.isclass(getattr(denoisers, name))}
     assert networks == set(persistence.ALLOWED["network"])
 
@@ -258,10 +258,10 @@ class MyKNN(KNNDetector):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"score": my_score}, "score = .*my_score.*denoising_error.*no code"),
-        ({"score": partial(my_score)}, "score = .*no code"),
-        ({"score": partial(scoring.denoising_error, memory_budget=object())}, "score.memory_budget"),
-        ({"score": lambda *a, **k: 0}, "score = "),
+        ({"scorer": my_score}, "scorer = .*my_score.*denoising_error.*no code"),
+        ({"scorer": partial(my_score)}, "scorer = .*no code"),
+        ({"scorer": partial(scoring.denoising_error, memory_budget=object())}, "scorer.memory_budget"),
+        ({"scorer": lambda *a, **k: 0}, "scorer = "),
         ({"network_": MyMLP()}, "network_ = MyMLP.*MLP, DiT, TimeMLP"),
         ({"aggregate": max}, "aggregate = .*z_mean"),
         ({"prediction_": noise.Prediction(*noise.NOISE[::-1])}, "prediction_ = .*VELOCITY"),
@@ -527,12 +527,12 @@ SIGNATURE = {"shape": [1], "dtype": "int8", "order": "C"}
         ("content/class", "COPOD", "no parameter of COPOD"),
         ("content", None, "no working detector"),
         ("content", {}, "no working detector"),
-        (f"{PARAMETERS}/score", {"$name": "denoising_eror"}, "no score is called.*did you mean 'denoising_error'"),
-        (f"{PARAMETERS}/score", {"$name": "NoiseLevel"}, "no score is called"),
+        (f"{PARAMETERS}/score", {"$name": "denoising_eror"}, "no scorer is called.*did you mean 'denoising_error'"),
+        (f"{PARAMETERS}/score", {"$name": "NoiseLevel"}, "no scorer is called"),
         (f"{PARAMETERS}/score", "denoising_error", "no working detector"),
-        (f"{PARAMETERS}/score", {"$partial": {"$name": "z"}, "keywords": {}}, "no score is called"),
+        (f"{PARAMETERS}/score", {"$partial": {"$name": "z"}, "keywords": {}}, "no scorer is called"),
         (f"{PARAMETERS}/score", {"$partial": {}, "keywords": {}}, "no working detector"),
-        (f"{PARAMETERS}/score", {"$import": "os.system"}, "score cannot be"),
+        (f"{PARAMETERS}/score", {"$import": "os.system"}, "scorer cannot be"),
         (f"{PARAMETERS}/network", {"$name": "MLP"}, "network cannot be"),
         (f"{PARAMETERS}/network", {"$class": "MPL", "fields": {}}, "did you mean 'MLP'"),
         (f"{PARAMETERS}/network", {"$class": "MLP", "fields": {"parnt": 3}}, "no working detector"),

@@ -31,13 +31,13 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
 
     ``fit`` standardises the columns, holds a tenth of the rows out, trains on the rest, and measures on the held-out rows what each
     level's score looks like for normal data; ``score_samples`` combines the levels by those statistics. No label is used anywhere.
-    After ``fit`` the same network answers other scores: set ``score`` and ``levels`` and call ``calibrate``.
+    After ``fit`` the same network answers other scores: set ``scorer`` and ``levels`` and call ``calibrate``.
 
     Args:
         network: a linen module of ``jaxad.denoisers`` (MLP for tables, DiT for tables and images); None: ``MLP(width=256, depth=3)``.
         schedule: noise levels to train on, shape [levels]; None: ``noise.cosine(1000)``.
         levels: noise levels to score at, [levels] or paths [levels, steps], see ``jaxad.scoring``; None: ``default_levels()``.
-        score: a function of ``jaxad.scoring``.
+        scorer: a function of ``jaxad.scoring``.
         aggregate: ``scoring.z_mean``, ``z_max`` or ``total``.
         draws: noise draws per level, shared by all rows.
         prediction: what the network predicts; None: ``noise.VELOCITY``.
@@ -75,7 +75,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         *,
         schedule=None,
         levels=None,
-        score=scoring.denoising_error,
+        scorer=scoring.denoising_error,
         aggregate=scoring.z_mean,
         draws=2,
         prediction=None,
@@ -92,7 +92,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         self.network = network
         self.schedule = schedule
         self.levels = levels
-        self.score = score
+        self.scorer = scorer
         self.aggregate = aggregate
         self.draws = draws
         self.prediction = prediction
@@ -116,7 +116,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         seed = rng.randint(2**31 - 1)
         train_key, score_key = jax.random.split(jax.random.key(seed))
-        self.network_: Any = MLP(width=256, depth=3) if self.network is None else self.network
+        self.network_: Any = MLP(width=256, depth=3) if self.network is None else self.network.clone()
         self.prediction_ = noise.VELOCITY if self.prediction is None else self.prediction
         self.standardiser_ = Standardiser.fit(X)
         rows, held_out = hold_out(self.standardiser_(X), rng)
@@ -187,7 +187,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
             levels=levels,
             network=self.network_,
             prediction=self.prediction_,
-            score=self.score,
+            score=self.scorer,
             draws=self.draws,
         )
         return score_in_batches(score, rows, self.mesh)

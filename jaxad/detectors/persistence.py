@@ -52,7 +52,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "schedule": _by_name(noise.NoiseLevel),
     "levels": _by_name(noise.NoiseLevel),
     "prediction": {"CLEAN": noise.CLEAN, "NOISE": noise.NOISE, "VELOCITY": noise.VELOCITY, "SCORE": noise.SCORE},
-    "score": _by_name(
+    "scorer": _by_name(
         scoring.reconstruction_error,
         scoring.denoising_error,
         scoring.ddim_reconstruction_error,
@@ -293,7 +293,7 @@ def _standardised(detector, row):
 def _diffusion_scores(detector, rows):
     key = jax.random.wrap_key_data(jnp.asarray(detector.score_key_))
     levels = detector.levels_.to(jnp.float32)
-    by_level = detector.score(key, detector.denoiser(), rows, levels, draws=detector.draws)
+    by_level = detector.scorer(key, detector.denoiser(), rows, levels, draws=detector.draws)
     return detector.aggregate(by_level, detector.statistics_)
 
 
