@@ -217,13 +217,20 @@ def test_a_clone_is_not_fitted(detector, fitted):
         copy.score_samples(normal_rows(0, 5))
 
 
-@parametrize_with_checks(QUICK_TO_CHECK)
+def expected_to_fail(estimator):
+    """A linen module carries an id that every copy renews, and this check compares hashes of copies; None passes it."""
+    if getattr(estimator, "network", None) is None:
+        return {}
+    return {"check_estimators_overwrite_params": "a copied linen module has another id, so its hash differs unchanged"}
+
+
+@parametrize_with_checks(QUICK_TO_CHECK, expected_failed_checks=expected_to_fail)
 def test_scikit_learns_own_checks(estimator, check):
     run(check, estimator)
 
 
 @pytest.mark.slow
-@parametrize_with_checks(SLOW_TO_CHECK)
+@parametrize_with_checks(SLOW_TO_CHECK, expected_failed_checks=expected_to_fail)
 def test_scikit_learns_own_checks_on_the_others(estimator, check):
     run(check, estimator)
 
