@@ -47,3 +47,10 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.section(title)
             for line in lines:
                 terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Thousands of compiled programs in one process end in a segmentation fault of XLA's compiler: each file starts anew."""
+    yield
+    jax.clear_caches()
