@@ -127,7 +127,7 @@ def test_every_class_is_tested_and_every_score_and_network_has_a_name():
 def test_names_come_back_as_the_very_objects(saved, diffusion):
     loaded = load_detector(saved)
     # Equal static arguments: the loaded detector runs on the programs compiled for the saved one.
-    assert loaded.scorer is diffusion.score
+    assert loaded.scorer is diffusion.scorer
     assert loaded.prediction_ is noise.VELOCITY
     assert loaded.network_ == diffusion.network_
     assert hash(loaded.network_) == hash(diffusion.network_)
