@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   ?= $(wildcard ../shared/data)
 SHELL  := /bin/bash
 
-.PHONY: help demo test slow lint .venv wheel bench-gpu clean
+.PHONY: help demo test slow lint .venv wheel clean
 .DEFAULT_GOAL := help
 
 help:
