@@ -2,7 +2,8 @@
 
     python -m experiments.adbench --data-dir ../shared/data --protocol clean --seeds 0 1 2 3 4 --out runs/adbench
 
-Runtime: not measured to the end yet (hours on 2 cores). Expected (clean, 42 sets): kNN is hard to beat; see docs/benchmarks.md. An interrupted run resumes where it stopped.
+Runtime: not measured to the end yet (hours on 2 cores). Expected (clean, 42 sets): kNN is hard to beat; see
+docs/benchmarks.md. An interrupted run resumes where it stopped.
 """
 
 import sys

@@ -2,7 +2,8 @@
 
     python -m experiments.large --data-dir ../shared/data
 
-Runtime: about 15 minutes on 2 cores, most of it scoring 619,326 rows. Expected: the fit on 619,326 rows (donors) takes about as long as one on 5,000, since steps are
+Runtime: about 15 minutes on 2 cores, most of it scoring 619,326 rows. Expected: the fit on 619,326 rows (donors)
+takes about as long as one on 5,000, since steps are
 bounded; peak memory of scoring grows by the rows themselves and nothing else.
 Each case runs in a process of its own, so that its peak memory is its own.
 """

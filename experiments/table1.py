@@ -2,8 +2,10 @@
 
     python -m experiments.table1 --data-dir ../shared/data --protocol dte --seeds 44
 
-Runtime: 1 minute for the untrained and classical columns, about 30 for all on 2 cores. Expected at seed 44 on the 12 sets present:
-IForest and OCSVM as published to 0.01; copod-nan 50.00 (67.41 on CIFAR10_6); dit-untrained within 0.15 of the paper's DiT column on all but tile;
+Runtime: 1 minute for the untrained and classical columns, about 30 for all on 2 cores. Expected at seed 44 on the 12
+sets present:
+IForest and OCSVM as published to 0.01; copod-nan 50.00 (67.41 on CIFAR10_6); dit-untrained within 0.15 of the paper's
+DiT column on all but tile;
 trained DDPM, DiT and DTE-C above 86 on average where the paper has 77.6, 75.9 and 61.6. See docs/table1.md.
 """
 
