@@ -8,6 +8,7 @@ from jaxad import closed_form, data, denoisers, denoising, metrics, noise, sampl
 from jaxad.detectors import (
     COPOD,
     ECOD,
+    ConsensusDetector,
     DiffusionDetector,
     DTECategorical,
     DTEInverseGamma,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "COPOD",
     "ECOD",
+    "ConsensusDetector",
     "DTECategorical",
     "DTEInverseGamma",
     "DTENonParametric",

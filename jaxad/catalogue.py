@@ -16,6 +16,7 @@ from jaxad.denoisers import DiT
 from jaxad.detectors import (
     COPOD,
     ECOD,
+    ConsensusDetector,
     Detector,
     DiffusionDetector,
     DTECategorical,
@@ -60,6 +61,7 @@ DETECTORS: dict[str, Callable[[int], Detector]] = {
     "1nn": lambda seed: KNNDetector(n_neighbors=1, standardize=True),
     "mahalanobis": lambda seed: MahalanobisDetector(),
     "norm": lambda seed: SquaredNorm(),
+    "consensus": lambda seed: ConsensusDetector(random_state=seed),
     "ddpm": lambda seed: DiffusionDetector(random_state=seed),
     "dit": lambda seed: DiffusionDetector(DIT, random_state=seed),
     "dit-untrained": untrained_dit,

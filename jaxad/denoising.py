@@ -90,6 +90,34 @@ def make_denoiser(
     return denoise
 
 
+def hidden_features(
+    network: nn.Module, params: Any, noisy: Float[Array, "batch *sample"], level: NoiseLevel
+) -> Float[Array, "batch width"]:
+    """What the network has made of its input before the output layer: the output of its last LayerNorm, flat.
+
+    At a small noise level these are features in which rows that the denoiser tells apart lie apart.
+
+    >>> import jax
+    >>> from jaxad.denoisers import MLP
+    >>> x, network = jnp.ones((3, 5)), MLP(width=16, depth=1)
+    >>> params = network.init(jax.random.key(0), x, jnp.zeros(3))["params"]
+    >>> hidden_features(network, params, x, NoiseLevel(jnp.float32(1), jnp.float32(0.1))).shape
+    (3, 16)
+    """
+    scaled = noisy / expand((level.alpha**2 + level.sigma**2) ** 0.5, noisy)
+    log_snr = jnp.broadcast_to(jnp.asarray(level.log_snr, jnp.float32), noisy.shape[:1])
+    _, state = network.apply(
+        {"params": params},
+        scaled,
+        log_snr,
+        capture_intermediates=lambda module, _: isinstance(module, nn.LayerNorm),
+        mutable=["intermediates"],
+    )
+    norms: Any = {name: value for name, value in state["intermediates"].items() if name.startswith("LayerNorm_")}
+    last = max(norms, key=lambda name: int(name.removeprefix("LayerNorm_")))
+    return norms[last]["__call__"][0].reshape(noisy.shape[0], -1)
+
+
 def interpolate_variance(interpolation, log_small, log_large):
     """Nichol & Dhariwal 2021, eq. 15: ``log var = f log beta + (1 - f) log beta~`` with ``f = (interpolation + 1) / 2``."""
     fraction = (interpolation + 1) / 2

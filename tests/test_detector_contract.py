@@ -14,7 +14,7 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from jaxad.denoisers import MLP, DiT
-from jaxad.detectors import DiffusionDetector, DTECategorical, DTEInverseGamma
+from jaxad.detectors import ConsensusDetector, DiffusionDetector, DTECategorical, DTEInverseGamma
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
@@ -34,9 +34,10 @@ OURS = [
     DiffusionDetector(DiT(hidden=16, depth=1, heads=2, patch_size=2), num_steps=200, learning_rate=3e-3),
     DTECategorical(num_steps=400),
     DTEInverseGamma(num_steps=400),
+    ConsensusDetector(num_networks=2, num_steps=50),
 ]
 # scikit-learn's checks use a dozen shapes, and every new shape compiles: the two that share their code with another wait in `slow`.
-QUICK_TO_CHECK, SLOW_TO_CHECK = [*OURS[:8], OURS[9]], [OURS[8], OURS[10]]
+QUICK_TO_CHECK, SLOW_TO_CHECK = [*OURS[:8], OURS[9], OURS[11]], [OURS[8], OURS[10]]
 SCIKIT_LEARNS = [
     IsolationForest(random_state=0),
     OneClassSVM(gamma="auto"),

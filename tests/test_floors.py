@@ -14,12 +14,12 @@ PACKAGE = Path(jaxad.__file__).parent
 # A module may import from lower floors only; the first pattern that matches counts. See docs/architecture.md.
 FLOORS = {
     r"noise|denoisers(\..+)?|sharding|data(\..+)?|metrics": 0,
-    r"detectors\.(protocol|neighbours|copula|gaussian)": 0,
+    r"detectors\.(protocol|neighbours|copula|gaussian|views)": 0,
     r"denoising": 1,
     r"closed_form": 1.5,
     r"training|sampling|checkpoint": 2,
-    r"scoring|synthesis": 3,
-    r"detectors(\.(fitting|diffusion|diffusion_time|persistence))?": 4,
+    r"scoring(\..+)?|synthesis": 3,
+    r"detectors(\.(fitting|diffusion|diffusion_time|consensus|persistence))?": 4,
     r"calibration": 5,
     r"evaluation": 6,
     r"sweep|tables|figures|report|catalogue": 7,

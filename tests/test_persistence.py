@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
 from sklearn.utils.validation import NotFittedError
 
@@ -20,6 +21,7 @@ from jaxad import checkpoint, denoisers, noise, sampling, scoring, training
 from jaxad.checkpoint import CheckpointError, check_writable, load_checkpoint, save_checkpoint
 from jaxad.denoisers import MLP, DiT
 from jaxad.detectors import persistence
+from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
@@ -59,6 +61,8 @@ DETECTORS = {
     "ecod": ECOD(false_alarm_rate=0.1),
     "mahalanobis": MahalanobisDetector(),
     "norm": SquaredNorm(),
+    "consensus": ConsensusDetector(num_networks=2, num_steps=20),
+    "consensus-closed": ConsensusDetector(num_networks=0),
 }
 
 
@@ -116,12 +120,36 @@ def test_every_class_is_tested_and_every_score_and_network_has_a_name():
     scores = {
         name
         for name, function in inspect.getmembers(scoring, inspect.isfunction)
-        if function.__module__ == scoring.__name__
-        and [*inspect.signature(function).parameters][:2] == ["key", "denoise"]
+        if {"key", "denoise", "draws"} <= inspect.signature(function).parameters.keys()
     }
     assert scores == set(persistence.ALLOWED["scorer"])
+    combinations = {name: thing for name, thing in vars(scoring).items() if isinstance(thing, scoring.Combination)}
+    assert combinations == persistence.ALLOWED["aggregate"]
     networks = {name for name in denoisers.__all__ if inspect.isclass(getattr(denoisers, name))}
     assert networks == set(persistence.ALLOWED["network"])
+
+
+@pytest.mark.parametrize("name", persistence.ALLOWED["aggregate"])
+def test_every_combination_comes_back_with_what_it_learned(tmp_path, diffusion, name):
+    # scikit-learn's clone copies the pair of functions; it is known by its content.
+    detector = load_detector_like(diffusion).set_params(**clone(small(aggregate=getattr(scoring, name))).get_params())
+    save_detector(detector.calibrate(X), tmp_path / "saved")
+    loaded = load_detector(tmp_path / "saved")
+    assert loaded.aggregate_ is loaded.aggregate is getattr(scoring, name)
+    assert jax.tree.structure(loaded.statistics_) == jax.tree.structure(detector.statistics_)
+    for before, after in zip(*map(jax.tree.leaves, (detector.statistics_, loaded.statistics_)), strict=True):
+        np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(loaded.score_samples(QUERIES), detector.score_samples(QUERIES))
+
+
+def test_a_score_of_statistics_comes_back(tmp_path, diffusion):
+    detector = (
+        load_detector_like(diffusion).set_params(scorer=scoring.path_statistics, aggregate=scoring.gmm).calibrate(X)
+    )
+    assert detector.scores_by_level(QUERIES).shape == (6, len(QUERIES))
+    save_detector(detector, tmp_path / "saved")
+    loaded = load_detector(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.score_samples(QUERIES), detector.score_samples(QUERIES))
 
 
 def test_names_come_back_as_the_very_objects(saved, diffusion):
@@ -264,6 +292,7 @@ class MyKNN(KNNDetector):
         ({"scorer": lambda *a, **k: 0}, "scorer = "),
         ({"network_": MyMLP()}, "network_ = MyMLP.*MLP, DiT, TimeMLP"),
         ({"aggregate": max}, "aggregate = .*z_mean"),
+        ({"aggregate_": scoring.Combination(max, min)}, "aggregate_ = .*typicality"),
         ({"prediction_": noise.Prediction(*noise.NOISE[::-1])}, "prediction_ = .*VELOCITY"),
         ({"loss": partial(training.simple_loss, weight=training.min_snr())}, "loss.weight.*detector.loss = None"),
         ({"random_state": np.random.RandomState(0)}, "random_state.*whole number"),

@@ -268,11 +268,21 @@ def test_columns_are_found_by_name(files):
 
 def test_a_trained_detector(files, monkeypatch, capsys):
     monkeypatch.setattr("jaxad.detectors.diffusion.default_num_steps", lambda num_rows: 100)
-    assert jaxad("fit", files / "normal.csv", "--out", files / "model") == 0
+    assert jaxad("fit", files / "normal.csv", "--out", files / "model", "--detector", "ddpm") == 0
     assert "ddpm fitted on 120 rows" in " ".join(capsys.readouterr().out.split())
     assert jaxad("score", files / "model", files / "new.csv", "--out", files / "scores.csv") == 0
     score, _ = read_scores(files / "scores.csv")
     assert score[20:].mean() > score[:20].mean()
+
+
+def test_the_recommended_detector_is_the_default(files, monkeypatch, capsys):
+    monkeypatch.setattr("jaxad.detectors.consensus.FEWEST_LEARNED_ROWS", 1000)
+    assert jaxad("fit", files / "normal.csv", "--out", files / "model") == 0
+    assert "consensus fitted on 120 rows" in " ".join(capsys.readouterr().out.split())
+    assert jaxad("score", files / "model", files / "new.csv", "--out", files / "scores.csv") == 0
+    score, flagged = read_scores(files / "scores.csv")
+    assert score[20:].mean() > score[:20].mean()
+    assert flagged[20:].mean() > 0.5
 
 
 def test_the_installed_command(files):

@@ -219,33 +219,53 @@ def test_an_untrained_network_ranks_rows_by_their_norm(prediction):
     assert auroc(labels, score[0]) == auroc(labels, square)
 
 
-# ------------------------------------------------------------------------------------------------------ one number per row
-
-NORMAL = jnp.array([[1.0, 3.0, 2.0, 2.0], [10.0, 30.0, 20.0, 20.0], [5.0, 5.0, 5.0, 5.0]])
-TESTED = jnp.array([[2.0, 4.0], [20.0, 20.0], [5.0, 6.0]])
+# ------------------------------------------------------------------------------------------- the straight path, and projections
 
 
-def test_level_statistics_give_a_level_without_spread_the_spread_one():
-    statistics = scoring.level_statistics(NORMAL)
-    np.testing.assert_allclose(statistics.mean, [2, 20, 5])
-    np.testing.assert_allclose(statistics.std, [0.5**0.5, 10 * 0.5**0.5, 1.0], rtol=1e-6)
+def test_the_flow_residual_is_a_multiple_of_the_reconstruction_error_row_by_row():
+    key, x = jax.random.key(0), typical_rows()
+    residual = scoring.flow_residual(key, DENOISE, x, LEVELS, draws=3)
+    error = scoring.reconstruction_error(key, DENOISE, x, LEVELS, draws=3)
+    factor = (1 + LEVELS.alpha / LEVELS.sigma)[:, None] ** 2
+    np.testing.assert_allclose(residual, factor * error, rtol=1e-4)
 
 
-def test_standardised_normal_scores_have_mean_zero_and_spread_one():
-    z = scoring.standardise(NORMAL[:2], scoring.level_statistics(NORMAL[:2]))
-    np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-6)
-    np.testing.assert_allclose(z.std(axis=1), 1, rtol=1e-6)
+def test_the_flow_residual_is_that_of_the_velocity():
+    """By hand, from the estimate of the clean row and the noise it implies."""
+    level, x = noise.rectified_flow(10)[3:4], typical_rows(4)
+    residual = scoring.flow_residual(jax.random.key(0), DENOISE, x, level)
+    # The same draw as the score's own.
+    draw_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
+    drawn = jax.random.normal(jax.random.split(draw_key)[0], (1, FEATURES))
+    noisy = noise.add_noise(x, drawn, level[0])
+    clean = DENOISE(noisy, level[0])
+    velocity = noise.noise_from_clean(clean, noisy, level[0]) - clean
+    np.testing.assert_allclose(residual[0], jnp.mean((velocity - (drawn - x)) ** 2, axis=1), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("aggregate", "by_hand"),
-    [
-        (scoring.total, [27, 30]),
-        (scoring.z_mean, [0, (2 / 0.5**0.5 + 0 + 1) / 3]),
-        (scoring.z_max, [0, 2 / 0.5**0.5]),
-    ],
-    ids=["total", "z_mean", "z_max"],
-)
-def test_aggregates_are_what_one_computes_by_hand(aggregate, by_hand):
-    result = aggregate(TESTED, scoring.level_statistics(NORMAL))
-    np.testing.assert_allclose(result, by_hand, rtol=1e-5, atol=1e-6)
+PAIRS = noise.log_uniform(6, sigma_min=0.1, sigma_max=3.0)[np.array([[0, 3], [2, 5]])]
+
+
+def test_projection_regret_of_normal_rows_is_its_formula():
+    """Projections are linear maps, so both distances are quadratic forms of the row and of independent noise."""
+    expected = []
+    for pair in PAIRS:
+        cleaner, noisier = pair[0], pair[1]
+        gain, projection = gain_of_the_denoiser(cleaner), gain_of_the_denoiser(noisier)
+        projected = projection**2 * (noisier.alpha**2 * SPREADS + noisier.sigma**2)
+        expected.append(np.mean((1 - gain) ** 2 * (SPREADS - projected)))
+    run = jax.jit(lambda key: scoring.projection_regret(key, DENOISE, typical_rows(), PAIRS, draws=2048))
+    measured = np.asarray(run(jax.random.key(1)).mean(axis=1))
+    np.testing.assert_allclose(measured, expected, rtol=0.02, atol=2e-4)
+
+
+def test_a_row_off_the_data_regrets_its_projection():
+    x = typical_rows(8).at[0].multiply(6.0)
+    regret = scoring.projection_regret(jax.random.key(0), DENOISE, x, PAIRS, draws=4)
+    assert (regret[:, :1] > regret[:, 1:]).all()
+
+
+@pytest.mark.parametrize("levels", [LEVELS, PATHS], ids=["single levels", "paths"])
+def test_projection_regret_refuses_what_is_no_pair(levels):
+    with pytest.raises(ValueError, match=r"levels of shape \[pairs, 2\], the cleaner of each pair first, got"):
+        scoring.projection_regret(jax.random.key(0), DENOISE, typical_rows(4), levels)

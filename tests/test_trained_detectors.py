@@ -149,3 +149,51 @@ def test_settings_out_of_range_are_refused_before_training(settings, message):
     detector = DiffusionDetector(MLP(width=16, depth=1), **{"num_steps": 2, **settings})
     with pytest.raises(ValueError, match=message):
         detector.fit(np.random.default_rng(0).normal(size=(30, 2)))
+
+
+# ------------------------------------------------------------------------------------------------------ several at once
+
+
+def test_networks_trained_together_are_those_trained_alone():
+    """Seeds and data sets of different lengths in one vmapped program: parameters, losses and stopping as in separate fits."""
+    from jaxad.detectors.fitting import train, train_many
+
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(size=(size, 3)).astype(np.float32) for size in (100, 70, 130)]
+    held_out = [rng.normal(size=(size, 3)).astype(np.float32) for size in (30, 20, 40)]
+    keys = jax.random.split(jax.random.key(3), 3)
+    network = MLP(width=16, depth=1)
+    common = (noise.cosine(100), (rows[0][:1], np.zeros(1, np.float32)))
+    settings = {
+        "loss": training.simple_loss(network, noise.VELOCITY),
+        "optimizer": training.adam(1e-2, num_steps=1400),
+        "num_steps": 1400,
+        "batch_size": 16,
+    }
+    together = train_many(keys, network, rows, held_out, *common, **settings)
+    for i, (params, losses, values) in enumerate(zip(*together, strict=True)):
+        # jax_debug_key_reuse: the same key serves both, on purpose.
+        alone = train(jax.random.clone(keys[i]), network, rows[i], held_out[i], *common, **settings)
+        assert len(losses) == len(alone[1])
+        np.testing.assert_allclose(values, alone[2], rtol=2e-3)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(alone[0]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3)
+
+
+def test_networks_trained_together_need_rows_of_one_width():
+    from jaxad.detectors.fitting import train_many
+
+    rows = [np.zeros((5, 2), np.float32), np.zeros((5, 3), np.float32)]
+    with pytest.raises(ValueError, match="one shape"):
+        train_many(
+            jax.random.split(jax.random.key(0), 2),
+            MLP(width=4, depth=1),
+            rows,
+            rows,
+            noise.cosine(10),
+            (),
+            loss=training.simple_loss(MLP(width=4, depth=1)),
+            optimizer=training.adam(),
+            num_steps=1,
+            batch_size=2,
+        )

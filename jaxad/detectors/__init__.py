@@ -1,5 +1,6 @@
 """Detectors: ``fit`` on normal rows, ``score_samples`` on any rows (larger = more normal, scikit-learn's sign)."""
 
+from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
@@ -10,6 +11,7 @@ from jaxad.detectors.protocol import Detector
 __all__ = [
     "COPOD",
     "ECOD",
+    "ConsensusDetector",
     "DTECategorical",
     "DTEInverseGamma",
     "DTENonParametric",

@@ -16,9 +16,36 @@ from jaxad.detectors.fitting import Standardiser, default_num_steps, hold_out, s
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
 
 
-def default_levels() -> noise.NoiseLevel:
-    """Ten levels from sigma = .05 to 3 times the data's spread, geometric: the grid of METHODS for standardised tables."""
-    return noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)
+def default_levels(scorer=scoring.denoising_error) -> noise.NoiseLevel:
+    """The levels at which standardised rows are scored unless ``levels`` says otherwise, by score (a partial counts as its function).
+
+    One-jump errors and score norms: ten levels from sigma = .05 to 3 times the data's spread, geometric, the grid of METHODS for
+    standardised tables. Scores that integrate or walk start finer and end where the noise drowns the data.
+    """
+    while isinstance(scorer, partial):
+        scorer = scorer.func
+    make = _LEVELS.get(scorer)
+    return noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0) if make is None else make()
+
+
+def _three_paths():
+    return noise.reverse_paths(noise.cosine(1000), [199, 399, 599], 10)
+
+
+_LEVELS = {
+    scoring.ddim_reconstruction_error: _three_paths,
+    scoring.ancestral_reconstruction_error: _three_paths,
+    # The published setting (DTE's repository).
+    scoring.unnoised_reverse_error: lambda: noise.linear(1000, beta_end=1e-2)[:250][None],
+    scoring.projection_regret: lambda: noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)[_PAIRS],
+    scoring.path_statistics: lambda: noise.linear(1000)[::100],
+    scoring.path_curvature: lambda: noise.linear(1000)[::100],
+    scoring.variational_bound: lambda: noise.log_uniform(50, sigma_min=0.02, sigma_max=20.0),
+    scoring.negative_log_likelihood: lambda: noise.log_uniform(33, sigma_min=0.02, sigma_max=40.0),
+    scoring.time_posterior: lambda: noise.log_uniform(33, sigma_min=0.02, sigma_max=20.0),
+    scoring.conditional_error: lambda: noise.log_uniform(20, sigma_min=0.05, sigma_max=20.0),
+}
+_PAIRS = np.array([[0, 4], [1, 5], [2, 6], [3, 7], [4, 8], [5, 9]])
 
 
 @partial(jax.jit, static_argnames=("network", "prediction", "score", "draws"))
@@ -36,9 +63,9 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
     Args:
         network: a linen module of ``jaxad.denoisers`` (MLP for tables, DiT for tables and images); None: ``MLP(width=256, depth=3)``.
         schedule: noise levels to train on, shape [levels]; None: ``noise.cosine(1000)``.
-        levels: noise levels to score at, [levels] or paths [levels, steps], see ``jaxad.scoring``; None: ``default_levels()``.
-        scorer: a function of ``jaxad.scoring``.
-        aggregate: ``scoring.z_mean``, ``z_max`` or ``total``.
+        levels: noise levels to score at, of the shape that the scorer takes; None: ``default_levels(scorer)``.
+        scorer: a score of ``jaxad.scoring``: errors, norms, path statistics, densities, conditional errors.
+        aggregate: a ``scoring.Combination``, from the scores at many levels (or many statistics) to one number; None: ``scoring.z_mean``.
         draws: noise draws per level, shared by all rows.
         prediction: what the network predicts; None: ``noise.VELOCITY``.
         loss: ``(network, prediction) -> Loss``; None: ``training.simple_loss``, or ``hybrid_loss`` for a network with learned variance.
@@ -54,7 +81,8 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
     Attributes:
         params_: averaged parameters, a tree of numpy arrays.
         losses_: training loss of every step.
-        statistics_: per-level mean and spread of the score on held-out normal rows.
+        levels_, aggregate_: the levels and the combination in use.
+        statistics_: what the combination learned from the scores of held-out normal rows; for ``z_mean`` mean and spread per level.
         offset_: the threshold of ``predict``.
 
     Raises:
@@ -76,7 +104,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         schedule=None,
         levels=None,
         scorer=scoring.denoising_error,
-        aggregate=scoring.z_mean,
+        aggregate=None,
         draws=2,
         prediction=None,
         loss=None,
@@ -150,18 +178,26 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         return self._calibrate(held_out)
 
     def calibrate(self, X):
-        """Measure the level statistics and the threshold anew on normal rows ``X`` that were not trained on.
+        """Fit the combination and the threshold anew on normal rows ``X`` that were not trained on.
 
-        For a score, levels or a false alarm rate changed after ``fit``: the network stays as it is.
+        For a score, levels, a combination or a false alarm rate changed after ``fit``: the network stays as it is.
         """
         rows = check_scoring_data(self, X)
         return self._calibrate(self.standardiser_(rows))
 
     def _calibrate(self, held_out):
-        self.levels_ = default_levels() if self.levels is None else self.levels
+        self.levels_ = default_levels(self.scorer) if self.levels is None else self.levels
+        self.aggregate_ = scoring.z_mean if self.aggregate is None else self.aggregate
         by_level = self._by_level(held_out)
-        self.statistics_ = jax.tree.map(np.asarray, scoring.level_statistics(jnp.asarray(by_level)))
-        self.offset_ = threshold_from(self._combine(by_level), self.false_alarm_rate)
+        self.statistics_ = self.aggregate_.fit(by_level)
+        # Each half of the rows is judged by a combination fitted on the other: one that has seen a row is too kind to it.
+        first, second = by_level[:, ::2], by_level[:, 1::2]
+        if second.shape[1] < 2:
+            first = second = by_level
+        apart = [
+            self.aggregate_.apply(jnp.asarray(b), self.aggregate_.fit(a)) for a, b in ((first, second), (second, first))
+        ]
+        self.offset_ = threshold_from(-np.concatenate(apart), self.false_alarm_rate)
         return self
 
     def score_samples(self, X) -> np.ndarray:
@@ -169,7 +205,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         return self._combine(self.scores_by_level(X))
 
     def scores_by_level(self, X) -> np.ndarray:
-        """The score at every noise level, shape ``[levels, rows]``: larger = more anomalous."""
+        """The score at every noise level (or every statistic of it), shape ``[levels, rows]``, before it is combined."""
         rows = check_scoring_data(self, X)
         return self._by_level(self.standardiser_(rows))
 
@@ -193,4 +229,4 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         return score_in_batches(score, rows, self.mesh)
 
     def _combine(self, by_level):
-        return -np.asarray(self.aggregate(jnp.asarray(by_level), self.statistics_), np.float64)
+        return -np.asarray(self.aggregate_.apply(jnp.asarray(by_level), self.statistics_), np.float64)

@@ -1,5 +1,6 @@
 """What every trained detector does around its network: scale, hold out, train with a progress bar, score in fixed batches."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -135,6 +136,109 @@ def train(
             on_chunk=look,
         )
     return best, losses, np.asarray(validation_losses, np.float32)
+
+
+def train_many(
+    keys: jax.Array,
+    network: Any,
+    rows: list[np.ndarray],
+    held_out: list[np.ndarray],
+    schedule: NoiseLevel,
+    inputs: tuple,
+    *,
+    loss: training.Loss,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    batch_size: int,
+    measure: training.Loss | None = None,
+    max_seconds: float | None = None,
+    verbose: int = 0,
+    title: str = "training",
+) -> tuple[list[Any], list[np.ndarray], list[np.ndarray]]:
+    """``train`` for several networks at once, one ``vmap``ped program: seeds, folds, or data sets of one width.
+
+    ``keys [members]``; ``rows`` and ``held_out`` hold one array per member, of any lengths. Every member draws its own batches and
+    noise, is judged by its own held-out rows and keeps its own best parameters, exactly as ``train(keys[i], ...)`` would; a
+    member that is done is carried along until the last one is. Returns one entry per member.
+
+    Raises:
+        ValueError: the members' rows differ in shape.
+        FloatingPointError: a loss stops being finite.
+    """
+    if len({piece.shape[1:] for piece in (*rows, *held_out)}) != 1 or not len(rows) == len(held_out) == len(keys):
+        raise ValueError(
+            "networks trained together need one key, rows and held-out rows each, all rows of one shape; got "
+            f"{len(keys)} keys and rows of shapes {sorted({piece.shape[1:] for piece in (*rows, *held_out)})}"
+        )
+    size = _bucket(max(map(len, rows)))
+    size *= -(-max(map(len, rows)) // size)
+    stacked = jnp.asarray(np.stack([pad_to_multiple(piece, size)[0] for piece in rows]))
+    validation = jnp.asarray(np.stack([np.resize(piece, (VALIDATION_ROWS, *piece.shape[1:])) for piece in held_out]))
+    num_rows = jnp.asarray([len(piece) for piece in rows], jnp.int32)
+    schedule = schedule.to(jnp.float32)
+    measure = loss if measure is None else measure
+    init_keys, validation_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    state = _init_many(init_keys, tuple(inputs), network=network, optimizer=optimizer)
+    best, losses = jax.tree.map(np.array, state.ema), []
+    values = np.zeros((0, len(rows)))
+    taken = np.zeros(len(rows), int)  # looks of each member, fewer than the others' once it has stopped
+    running = np.ones(len(rows), bool)
+    deadline = None if max_seconds is None else time.monotonic() + max_seconds
+    with _ProgressBar(title, num_steps, verbose) as bar:
+        for done in range(0, num_steps, CHUNK):
+            state, chunk_losses = _train_chunk_many(
+                state,
+                stacked,
+                num_rows,
+                schedule,
+                loss=loss,
+                optimizer=optimizer,
+                batch_size=batch_size,
+                num_steps=min(CHUNK, num_steps - done),
+            )
+            chunk_losses = np.asarray(chunk_losses)
+            if not np.isfinite(chunk_losses[running]).all():
+                raise FloatingPointError(
+                    f"a training loss is not finite between step {done} and {done + CHUNK}; check the scale of the data"
+                )
+            losses.append(chunk_losses)
+            value = np.asarray(
+                _validate_many(jax.random.clone(validation_keys), state.ema, validation, schedule, measure=measure)
+            )
+            improved = running & (value < np.min(values, axis=0, initial=np.inf))
+            best = jax.tree.map(lambda kept, new: _where_members(improved, np.asarray(new), kept), best, state.ema)  # noqa: B023
+            values, taken = np.concatenate([values, value[None]]), taken + running
+            running &= len(values) - 1 - np.argmin(values, axis=0) < PATIENCE
+            bar.update(min(done + CHUNK, num_steps), float(chunk_losses.mean()), float(value.mean()))
+            if not running.any() or (deadline is not None and time.monotonic() > deadline):
+                break
+    history = np.concatenate(losses, axis=1) if losses else np.zeros((len(rows), 0), np.float32)
+    members = range(len(rows))
+    return (
+        [jax.tree.map(lambda leaf: leaf[i], best) for i in members],  # noqa: B023
+        [history[i, : taken[i] * CHUNK] for i in members],
+        [values[: taken[i], i].astype(np.float32) for i in members],
+    )
+
+
+def _where_members(chosen, new, old):
+    return np.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+
+@partial(jax.jit, static_argnames=("network", "optimizer"))
+def _init_many(keys, inputs, *, network, optimizer):
+    return jax.vmap(lambda key: training.init_state(key, network, optimizer, *inputs))(keys)
+
+
+@partial(jax.jit, static_argnames=("loss", "optimizer", "batch_size", "num_steps"), donate_argnames="states")
+def _train_chunk_many(states, rows, num_rows, schedule, *, loss, optimizer, batch_size, num_steps):
+    chunk = partial(training.train_chunk, loss=loss, optimizer=optimizer, batch_size=batch_size, num_steps=num_steps)
+    return jax.vmap(chunk, in_axes=(0, 0, 0, None))(states, rows, num_rows, schedule)
+
+
+@partial(jax.jit, static_argnames="measure")
+def _validate_many(keys, params, rows, schedule, *, measure):
+    return jax.vmap(lambda key, p, x: measure(key, p, x, schedule, train=False))(keys, params, rows)
 
 
 def _bucket(num_rows: int) -> int:

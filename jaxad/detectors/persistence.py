@@ -20,6 +20,8 @@ from jaxad import noise, sampling, scoring, training
 from jaxad.checkpoint import DTYPES, CheckpointError, check_writable, load_checkpoint, read_description, save_checkpoint
 from jaxad.data.dataset import did_you_mean
 from jaxad.denoisers import MLP, DiT, TimeMLP
+from jaxad.detectors import views
+from jaxad.detectors.consensus import ConsensusDetector, represent
 from jaxad.detectors.copula import COPOD, ECOD, _Columns
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
@@ -36,6 +38,7 @@ def _by_name(*things) -> dict[str, Any]:
 
 
 DETECTORS = _by_name(
+    ConsensusDetector,
     DiffusionDetector,
     DTECategorical,
     DTEInverseGamma,
@@ -58,15 +61,35 @@ ALLOWED: dict[str, dict[str, Any]] = {
         scoring.ddim_reconstruction_error,
         scoring.ancestral_reconstruction_error,
         scoring.unnoised_reverse_error,
+        scoring.flow_residual,
+        scoring.projection_regret,
+        scoring.score_norm,
+        scoring.log_score_norm,
+        scoring.path_statistics,
+        scoring.path_curvature,
+        scoring.variational_bound,
+        scoring.negative_log_likelihood,
+        scoring.time_posterior,
+        scoring.conditional_error,
     ),
     "variance": _by_name(sampling.fixed_small, sampling.fixed_large, sampling.no_variance),
-    "aggregate": _by_name(scoring.total, scoring.z_mean, scoring.z_max),
+    "aggregate": {
+        "total": scoring.total,
+        "z_mean": scoring.z_mean,
+        "z_max": scoring.z_max,
+        "typicality": scoring.typicality,
+        "likelihood_ratio": scoring.likelihood_ratio,
+        "mahalanobis": scoring.mahalanobis,
+        "gmm": scoring.gmm,
+        "knn": scoring.knn,
+    },
     "loss": _by_name(training.simple_loss, training.hybrid_loss),
     "weight": _by_name(training.uniform),
-    "statistics": _by_name(scoring.LevelStatistics),
+    "statistics": _by_name(scoring.LevelStatistics, scoring.Whitening, scoring.Mixture, scoring.Neighbours),
     "standardiser": _by_name(Standardiser),
     "columns": _by_name(_Columns),
     "scaler": _by_name(StandardScaler),
+    "views": _by_name(views.Views),
 }
 """What an attribute (or a keyword of a partial) may hold besides numbers, text and arrays, by its name without the final underscore:
 instances of the classes, and the functions and predictions themselves."""
@@ -173,7 +196,8 @@ def _encode(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, partial) and not value.args:
         return {"$partial": _encode(value.func, where, arrays), "keywords": _encode(value.keywords, where, arrays)}
     for name, thing in _allowed(where).items():
-        if not isinstance(thing, type) and value is thing:
+        # Pairs of functions are compared as such: scikit-learn's clone copies the pair and keeps the functions.
+        if not isinstance(thing, type) and (value is thing or (type(value) is type(thing) and value == thing)):
             return {"$name": name}
         if type(value) is thing:
             return {"$class": name, "fields": _encode(_fields(value), where, arrays)}
@@ -268,6 +292,8 @@ def _build(content: Any, arrays: dict[str, np.ndarray]) -> Any:
     if cls in (KNNDetector, DTENonParametric):
         # The search tree is a function of the rows, quickly grown, and tied to scikit-learn's version.
         detector.index_ = NearestNeighbors().fit(detector.train_)
+    if cls is ConsensusDetector:
+        detector.build_index()
     return detector
 
 
@@ -276,10 +302,14 @@ def _try_out(detector: Any) -> None:
     row = np.zeros((1, *getattr(detector, "sample_shape_", (detector.n_features_in_,))))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "X does not have valid feature names")
+        # A level of 1e300 is judged by what comes of it, not by the rounding that makes it infinite.
+        warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
         if type(detector) is DiffusionDetector:
             scores = jax.eval_shape(partial(_diffusion_scores, detector), _standardised(detector, row))
         elif type(detector) in (DTECategorical, DTEInverseGamma):
             scores = jax.eval_shape(partial(_time_scores, detector), _standardised(detector, row))
+        elif type(detector) is ConsensusDetector:
+            scores = _consensus_scores(detector, detector._standardise(check_scoring_data(detector, row)))
         else:
             scores = detector.score_samples(row)
     if scores.shape != (1,) or not math.isfinite(detector.offset_):
@@ -294,7 +324,19 @@ def _diffusion_scores(detector, rows):
     key = jax.random.wrap_key_data(jnp.asarray(detector.score_key_))
     levels = detector.levels_.to(jnp.float32)
     by_level = detector.scorer(key, detector.denoiser(), rows, levels, draws=detector.draws)
-    return detector.aggregate(by_level, detector.statistics_)
+    return detector.aggregate_.apply(by_level, detector.statistics_)
+
+
+def _consensus_scores(detector, rows):
+    distances = [views.distances(detector.views_, detector.index_[0], rows)]
+    for params, known in zip(detector.params_, detector.known_, strict=True):
+        seen = jax.eval_shape(partial(represent, params, network=detector.network_), rows)
+        if seen.shape != (known.shape[1], len(rows)):
+            raise CheckpointError(
+                f"a network gives {seen.shape[0]} features where {known.shape[1]} are stored; save it again"
+            )
+        distances.append(np.zeros((2, len(rows))))
+    return detector._combine(np.concatenate(distances), range(len(detector.params_)))
 
 
 def _time_scores(detector, rows):

@@ -1,58 +1,13 @@
-"""Scores: ``(key, denoise, x, levels, ...) -> [levels, batch]``, larger = more anomalous, all from one trained denoiser.
+"""Errors: how far from a row does the denoiser end, in one jump from its noisy copy or along a reverse path?"""
 
-Two promises hold for every score here. *A row's score is a function of that row alone*: the noise is drawn once, with the shape of
-one sample, and shared by all rows, so batch, order and device count do not matter and differences between rows are not blurred by
-different noise. *Memory is bounded*: levels and draws are ``vmap``ped in groups whose noisy copies of ``x`` fit in ``memory_budget``
-bytes, the rest is looped with ``lax.map`` (the network's activations come on top, about ``width / features`` times as much).
-
-Scores of one jump take ``levels`` of shape ``[levels]``; scores that walk back step by step take paths of shape
-``[levels, steps]`` (``noise.reverse_paths``), one row per starting level.
-"""
-
-from collections.abc import Callable
-
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxad.denoising import Denoise, Variance
-from jaxad.noise import NoiseLevel, add_noise, noise_from_clean
+from jaxad.noise import NoiseLevel, add_noise, expand, noise_from_clean
 from jaxad.sampling import ancestral, ddim, fixed_small, no_variance
-
-MEMORY_BUDGET = 256 * 2**20
-"""Bytes that the noisy copies of ``x`` may take at once unless the caller says otherwise: 256 MiB."""
-
-Score = Callable[[Array, Denoise, Array, NoiseLevel], Array]
-
-
-def _over_levels_and_draws(score_one, key, x, levels: NoiseLevel, draws: int, memory_budget: int):
-    """Average ``score_one(key, noise, level) -> [batch]`` over shared noise draws, for each entry of the leading axis of levels.
-
-    Draws come in antithetic pairs (noise and its negative), which cancels the odd part of the error.
-    """
-    if draws < 1:
-        raise ValueError(f"a score needs at least one noise draw, got {draws=}")
-    num_levels = len(levels)
-    levels = levels.to(x.dtype)
-
-    def one(index):
-        level_index, draw = index // draws, index % draws
-        draw_key = jax.random.fold_in(jax.random.fold_in(key, level_index), draw // 2)
-        noise_key, path_key = jax.random.split(draw_key)
-        noise = jnp.where(draw % 2 == 0, 1.0, -1.0).astype(x.dtype) * jax.random.normal(
-            noise_key, (1, *x.shape[1:]), x.dtype
-        )
-        return score_one(path_key, noise, levels[level_index])
-
-    together = max(1, int(memory_budget) // max(1, x.size * x.dtype.itemsize))
-    indices = jnp.arange(num_levels * draws)
-    scores = jax.vmap(one)(indices) if together >= len(indices) else jax.lax.map(one, indices, batch_size=together)
-    return scores.reshape(num_levels, draws, x.shape[0]).mean(axis=1)
-
-
-def _mean_square(difference):
-    return jnp.mean(difference**2, axis=tuple(range(1, difference.ndim)))
+from jaxad.scoring.draws import MEMORY_BUDGET, mean_square, over_levels_and_draws
 
 
 def reconstruction_error(
@@ -78,9 +33,9 @@ def reconstruction_error(
     """
 
     def one(_, noise, level):
-        return _mean_square(denoise(add_noise(x, noise, level), level) - x)
+        return mean_square(denoise(add_noise(x, noise, level), level) - x)
 
-    return _over_levels_and_draws(one, key, x, levels, draws, memory_budget)
+    return over_levels_and_draws(one, key, x, levels, draws, memory_budget)
 
 
 def denoising_error(
@@ -100,9 +55,82 @@ def denoising_error(
 
     def one(_, noise, level):
         noisy = add_noise(x, noise, level)
-        return _mean_square(noise_from_clean(denoise(noisy, level), noisy, level) - noise)
+        return mean_square(noise_from_clean(denoise(noisy, level), noisy, level) - noise)
 
-    return _over_levels_and_draws(one, key, x, levels, draws, memory_budget)
+    return over_levels_and_draws(one, key, x, levels, draws, memory_budget)
+
+
+def flow_residual(
+    key: Array,
+    denoise: Denoise,
+    x: Float[Array, "batch *sample"],
+    levels: NoiseLevel,
+    *,
+    draws: int = 1,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Float[Array, "levels batch"]:
+    """Flow matching's own loss per row: mean square of the velocity residual ``v_hat - (noise - x)``.
+
+    The straight path from data to noise has the velocity ``noise - x`` (Liu et al. 2022, rectified flow); the denoiser's estimate of it
+    at any level is ``noise_hat - clean_hat``, so the residual is ``-(1 + alpha / sigma)`` times the error of the one-jump
+    reconstruction: the denoising error where there is little noise, the reconstruction error where there is much. Any levels will
+    do; ``noise.rectified_flow(10)[3::2]`` are the straight path's own. Evaluations per row: ``levels * draws``.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxad import closed_form, noise
+    >>> denoise = closed_form.gaussian_denoiser(jnp.zeros(2), jnp.eye(2))
+    >>> x = jnp.array([[0.0, 0.0], [6.0, 6.0]])
+    >>> residual = flow_residual(jax.random.key(0), denoise, x, noise.rectified_flow(10)[3::2], draws=4)
+    >>> residual.shape, bool((residual[:, 1] > residual[:, 0]).all())
+    ((4, 2), True)
+    """
+
+    def one(_, noise, level):
+        error = denoise(add_noise(x, noise, level), level) - x
+        return mean_square(expand(1 + level.alpha / level.sigma, x) * error)
+
+    return over_levels_and_draws(one, key, x, levels, draws, memory_budget)
+
+
+def projection_regret(
+    key: Array,
+    denoise: Denoise,
+    x: Float[Array, "batch *sample"],
+    pairs: NoiseLevel,
+    *,
+    draws: int = 1,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Float[Array, "pairs batch"]:
+    """How much more a row is moved by projection than its own projection is (Choi et al., NeurIPS 2023, arXiv 2312.02615).
+
+    Projection noises a row to a level and denoises it in one jump. With a cleaner level a and a noisier level b the regret is
+    ``E d(x, P_a(x)) - E d(y, P_a(y))`` at ``y = P_b(x)``: a background that is as hard to restore in x as in y cancels. The paper's d is
+    LPIPS; here it is the mean squared error, the projection to a using the same noise for both. In the units of ``x`` squared; it can
+    be negative.
+
+    Args:
+        pairs: levels of shape ``[pairs, 2]``: (a, b), the cleaner first. ``schedule[np.array([[10, 50], [20, 60]])]`` makes two.
+
+    Evaluations per row: ``3 * pairs * draws``.
+
+    Raises:
+        ValueError: ``pairs`` of another shape.
+    """
+    shape = jnp.shape(pairs.alpha)
+    if len(shape) != 2 or shape[1] != 2:
+        raise ValueError(
+            f"projection regret needs levels of shape [pairs, 2], the cleaner of each pair first, got {shape}; "
+            "index a schedule with an array of pairs: schedule[np.array([[10, 50], [20, 60]])]"
+        )
+
+    def one(_, noise, pair):
+        def moved(rows):
+            return mean_square(denoise(add_noise(rows, noise[:1], pair[0]), pair[0]) - rows)
+
+        projected = denoise(add_noise(x, noise[1:], pair[1]), pair[1])
+        return moved(x) - moved(projected)
+
+    return over_levels_and_draws(one, key, x, pairs, draws, memory_budget, copies=2)
 
 
 def _along_paths(reverse, key, x, paths: NoiseLevel, draws, memory_budget, *, noised=True):
@@ -117,9 +145,9 @@ def _along_paths(reverse, key, x, paths: NoiseLevel, draws, memory_budget, *, no
         start = add_noise(x, noise, path[-1]) if noised else x
         # vmapped over rows with the key left alone: what the sampler draws, it draws once and shares.
         restored = jax.vmap(lambda row: reverse(path_key, row[None], path)[0])(start)
-        return _mean_square(restored - x)
+        return mean_square(restored - x)
 
-    return _over_levels_and_draws(one, key, x, paths, draws, memory_budget)
+    return over_levels_and_draws(one, key, x, paths, draws, memory_budget)
 
 
 def ddim_reconstruction_error(
@@ -178,40 +206,3 @@ def unnoised_reverse_error(
         memory_budget,
         noised=False,
     )
-
-
-# ------------------------------------------------------------------------------------------------------- one number per row
-
-
-@flax.struct.dataclass
-class LevelStatistics:
-    """Mean and spread per level of a score on held-out normal rows: what makes levels comparable without any anomaly."""
-
-    mean: Float[Array, "..."]
-    std: Float[Array, "..."]
-
-
-def level_statistics(scores: Float[Array, "levels batch"]) -> LevelStatistics:
-    """Statistics of ``scores`` of normal rows that were *not* trained on. A level without spread counts with spread 1."""
-    std = jnp.std(scores, axis=1)
-    return LevelStatistics(jnp.mean(scores, axis=1), jnp.where(std > 0, std, 1.0))
-
-
-def standardise(scores: Float[Array, "levels batch"], statistics: LevelStatistics) -> Float[Array, "levels batch"]:
-    """z-scores per level."""
-    return (scores - statistics.mean[:, None]) / statistics.std[:, None]
-
-
-def total(scores: Float[Array, "levels batch"], statistics: LevelStatistics) -> Float[Array, " batch"]:
-    """Plain sum over levels; the statistics are not used."""
-    return jnp.sum(scores, axis=0)
-
-
-def z_mean(scores: Float[Array, "levels batch"], statistics: LevelStatistics) -> Float[Array, " batch"]:
-    """Mean z-score over levels (ddpm-ood, Graham et al. 2023)."""
-    return jnp.mean(standardise(scores, statistics), axis=0)
-
-
-def z_max(scores: Float[Array, "levels batch"], statistics: LevelStatistics) -> Float[Array, " batch"]:
-    """Largest z-score over levels: for anomalies that show at one level only."""
-    return jnp.max(standardise(scores, statistics), axis=0)

@@ -1,0 +1,173 @@
+"""The recommended detector and its views: each view sees what it is for, and the whole is calibrated on what it has not seen."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import pairwise_distances
+
+from jaxad.detectors import ConsensusDetector, consensus, views
+from jaxad.metrics import auroc
+
+RNG = np.random.default_rng(0)
+
+
+def correlated(rows, seed=0):
+    return np.random.default_rng(seed).multivariate_normal([0, 0, 0], [[1, 0.95, 0], [0.95, 1, 0], [0, 0, 1]], rows)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    rows = views.fit_views(correlated(400))
+    return rows, views.index_views(rows)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return ConsensusDetector(num_networks=2, num_steps=400).fit(correlated(300))
+
+
+def by_name(fitted, rows):
+    return dict(zip(views.NAMES, views.distances(*fitted, np.asarray(rows, np.float32)), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------------ views
+
+
+def test_distances_are_those_to_the_nearest_row(fitted):
+    queries = correlated(50, 1).astype(np.float32)
+    seen = by_name(fitted, queries)
+    reference = fitted[0].reference
+    np.testing.assert_allclose(seen["nearest"], pairwise_distances(queries, reference).min(axis=1), rtol=1e-4)
+    white = lambda x: (x - fitted[0].mean) @ fitted[0].whitening  # noqa: E731
+    np.testing.assert_allclose(
+        seen["whitened"], pairwise_distances(white(queries), white(reference)).min(axis=1), rtol=1e-3
+    )
+
+
+def test_a_broken_dependency_shows_in_the_conditional_view_and_not_in_the_columns(fitted):
+    usual, broken = by_name(fitted, [[1.0, 1.0, 0.0]]), by_name(fitted, [[1.0, -1.0, 0.0]])
+    assert broken["conditional"] > 4 * usual["conditional"]
+    assert broken["columns"] == pytest.approx(usual["columns"], abs=0.3)
+
+
+def test_conditional_residuals_are_the_gaussian_ones():
+    rows = np.random.default_rng(0).multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 20_000)
+    fitted = views.fit_views(rows)
+    # x1 given x2 is N(.8 x2, .36): the residual of (1, 0) is 1 / .6, that of x2 given x1 is -.8 / .6.
+    seen = views.distances(fitted, views.index_views(fitted), np.array([[1.0, 0.0]], np.float32))
+    assert seen[views.NAMES.index("conditional"), 0] == pytest.approx((1 + 0.8) / 2 / 0.6, rel=0.05)
+
+
+def test_an_odd_single_value_shows_in_the_columns():
+    rows = RNG.normal(size=(500, 30))
+    fitted = views.fit_views(rows)
+    index = views.index_views(fitted)
+    odd = np.zeros((1, 30), np.float32)
+    odd[0, 7] = 8.0
+    plain, strange = (
+        dict(zip(views.NAMES, views.distances(fitted, index, x)[:, 0], strict=True)) for x in (odd * 0, odd)
+    )
+    assert strange["columns"] - plain["columns"] > 0.1
+    assert strange["ranks"] - plain["ranks"] < 0.5  # ranks do not know how far 8 is
+
+
+def test_column_isolation_counts_neighbours_on_both_sides_and_not_the_value_itself():
+    column = np.array([[0.0, 1.0, 2.0, 3.0, 4.0, 10.0, 20.0]])
+    both = views._column_isolation(column, np.array([[2.0]]), own=False)
+    assert both[0, 0] == pytest.approx(np.mean([0, 1, 1, 2, 2]))
+    alone = views._column_isolation(column, np.array([[2.0]]), own=True)
+    assert alone[0, 0] == pytest.approx(np.mean([1, 1, 2, 2, 8]))
+    edge = views._column_isolation(column, np.array([[30.0]]), own=False)
+    assert edge[0, 0] == pytest.approx(np.mean([10, 20, 26, 27, 28]))
+
+
+@pytest.mark.parametrize("rows", [np.ones((6, 3)), np.eye(2), RNG.normal(size=(5, 1)), RNG.normal(size=(8, 40))])
+def test_degenerate_rows_give_finite_distances(rows):
+    fitted = views.fit_views(rows)
+    assert np.isfinite(views.distances(fitted, views.index_views(fitted), (rows + 1).astype(np.float32))).all()
+
+
+# -------------------------------------------------------------------------------------------------------------- consensus
+
+
+def test_it_sees_what_any_one_view_sees(detector):
+    normal = correlated(500, 1)
+    far = normal[:100] + np.array([6, 6, 0])
+    broken = normal[:100] * [1, -1, 1]
+    lonely = normal[:100] + np.array([0, 0, 9])
+    for anomalies in (far, broken, lonely):
+        labels = np.repeat([0, 1], [500, 100])
+        assert auroc(labels, -detector.score_samples(np.concatenate([normal, anomalies]))) > 0.8
+
+
+def test_views_by_name_and_their_scale(detector):
+    seen = detector.scores_by_view(correlated(2000, 2))
+    assert list(seen) == [*views.NAMES, "features", "norms"]
+    for name, z in seen.items():
+        # 97 % of unseen normal rows lie below asinh(2), up to what 300 training rows can tell.
+        assert 0.9 < np.mean(z < np.arcsinh(2)) <= 1.0, name
+
+
+def test_false_alarms_are_about_as_many_as_asked_for(detector):
+    flagged = np.mean(detector.predict(correlated(4000, 3)) == -1)
+    assert 0.02 < flagged < 0.1  # asked for .05, the threshold itself is estimated from 120 rows
+
+
+def test_more_columns_than_rows_do_not_flag_everything():
+    """The covariance has seen the training rows: without held-out rows the threshold would be far too low."""
+    rows = RNG.normal(size=(260, 120))
+    detector = ConsensusDetector(num_networks=0).fit(rows[:60])
+    assert np.mean(detector.predict(rows[60:]) == -1) < 0.2
+
+
+def test_copies_do_not_calibrate_themselves():
+    rows = np.repeat(RNG.normal(size=(120, 4)), 5, axis=0)
+    fresh = RNG.normal(size=(500, 4))
+    detector = ConsensusDetector(num_networks=0).fit(rows)
+    assert np.mean(detector.predict(fresh) == -1) < 0.2
+    for fold in consensus._folds(rows.astype(np.float32), np.random.RandomState(0)):
+        inside = set(fold.tolist())
+        assert all({5 * (i // 5) + j for j in range(5)} <= inside for i in inside)
+
+
+def test_few_rows_train_no_network():
+    assert ConsensusDetector().fit(correlated(99)).params_ == []
+    assert list(ConsensusDetector().fit(correlated(99)).scores_by_view(correlated(3))) == list(views.NAMES)
+
+
+def test_networks_beat_their_untrained_selves():
+    """A dozen tight clusters: the norms of a trained score know the room between them, those of an untrained one the radius alone."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(12, 2))
+
+    def clusters(count):
+        return centres[rng.integers(12, size=count)] + 0.03 * rng.normal(size=(count, 2))
+
+    between = rng.uniform(-2, 2, size=(1000, 2))
+    between = between[pairwise_distances(between, centres).min(axis=1) > 0.3][:300]
+    train, queries = clusters(600), np.concatenate([clusters(300), between])
+    areas = []
+    for num_steps in (1, 1000):
+        model = ConsensusDetector(num_networks=1, num_steps=num_steps).fit(train)
+        areas.append(auroc(np.repeat([0, 1], [300, len(between)]), model.scores_by_view(queries)["norms"]))
+    assert areas[1] > areas[0] + 0.05
+    assert areas[1] > 0.95
+
+
+def test_a_time_limit_ends_training_early_and_the_result_works():
+    model = ConsensusDetector(num_networks=1, num_steps=2000, max_seconds=0.0).fit(correlated(150))
+    assert len(model.validation_losses_[0]) == 1
+    assert np.isfinite(model.score_samples(correlated(5))).all()
+
+
+def test_large_training_sets_are_cut_to_what_distances_need(monkeypatch):
+    monkeypatch.setattr(consensus, "MOST_REFERENCE_ROWS", 500)
+    monkeypatch.setattr(consensus, "MOST_LEARNED_ROWS", 300)
+    model = ConsensusDetector(num_networks=1, num_steps=20).fit(correlated(2500))
+    assert model.views_.reference.shape == (500, 3)
+    assert len(model.known_[0]) == 300
+
+
+@pytest.mark.parametrize("settings", [{"num_networks": -1}, {"num_steps": 0}])
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="num_networks >= 0 and num_steps >= 1"):
+        ConsensusDetector(**settings).fit(correlated(50))
