@@ -61,7 +61,7 @@ DETECTORS: dict[str, Callable[[int], Detector]] = {
     "1nn": lambda seed: KNNDetector(n_neighbors=1, standardize=True),
     "mahalanobis": lambda seed: MahalanobisDetector(),
     "norm": lambda seed: SquaredNorm(),
-    "consensus": lambda seed: ConsensusDetector(random_state=seed),
+    "recommended": lambda seed: ConsensusDetector(random_state=seed),
     "ddpm": lambda seed: DiffusionDetector(random_state=seed),
     "dit": lambda seed: DiffusionDetector(DIT, random_state=seed),
     "dit-untrained": untrained_dit,

@@ -66,7 +66,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
 def fit(
     data: Annotated[Path, tyro.conf.Positional],
     out: Path,
-    detector: str = "consensus",
+    detector: str = "recommended",
     label_column: str | None = None,
     seed: int = 0,
     false_alarm_rate: float = 0.05,
@@ -76,7 +76,7 @@ def fit(
     Args:
         data: .csv, .parquet, .npy or .npz (key X, labels y if any) of normal rows; rows labelled 1 are left out.
         out: folder for the fitted detector.
-        detector: one of consensus (recommended), ddpm, dit, dte-c, dte-ig, dte-np, knn, knn-mean, 1nn, copod, ecod, mahalanobis, norm.
+        detector: one of recommended, ddpm, dit, dte-c, dte-ig, dte-np, knn, knn-mean, 1nn, copod, ecod, mahalanobis, norm.
         label_column: column of a csv or parquet file that holds 0 (normal) or 1 (anomalous).
         seed: random seed.
         false_alarm_rate: share of normal rows that may be flagged, between 0 and 0.5.

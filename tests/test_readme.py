@@ -278,7 +278,7 @@ def test_a_trained_detector(files, monkeypatch, capsys):
 def test_the_recommended_detector_is_the_default(files, monkeypatch, capsys):
     monkeypatch.setattr("jaxad.detectors.consensus.FEWEST_LEARNED_ROWS", 1000)
     assert jaxad("fit", files / "normal.csv", "--out", files / "model") == 0
-    assert "consensus fitted on 120 rows" in " ".join(capsys.readouterr().out.split())
+    assert "recommended fitted on 120 rows" in " ".join(capsys.readouterr().out.split())
     assert jaxad("score", files / "model", files / "new.csv", "--out", files / "scores.csv") == 0
     score, flagged = read_scores(files / "scores.csv")
     assert score[20:].mean() > score[:20].mean()

@@ -24,9 +24,6 @@ MOST_LEARNED_ROWS = 10_000
 FEWEST_LEARNED_ROWS = 100
 """Training rows kept to measure distances to, in the closed-form and in the learned views; below the last no network is trained."""
 
-SHARPNESS = 1.5
-"""Between the mean of the views (0) and their largest (infinity)."""
-
 LEVELS = noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)
 FEATURE_LEVELS = noise.NoiseLevel(np.ones(3), np.array([0.1, 0.4, 1.0]))
 
@@ -51,12 +48,12 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
     learned, the features before its output layer at three noise levels, and the norms of its score at ten (MSMA, Mahmood et al. 2021).
 
     Each view is put on a common scale by normal rows that it has not seen (leave-one-out, or held out from training), ``z = asinh(2 (d -
-    median) / (97 % quantile - median))``, and the score is the soft maximum ``log mean exp(1.5 z) / 1.5``. Why: no view is best
+    median) / (97 % quantile - median))``, and the score is the soft maximum ``log mean exp z``. Why: no view is best
     everywhere and nothing in the normal rows tells which will be (synthetic anomalies do not: docs/methods.md), but an anomaly that one
     view sees clearly stands out of the others' noise; measured over 42 ADBench sets this beats the best kNN by more than any single
     view, and adding or removing a view changes little.
 
-    Cost: the networks take at most 2,000 steps of 128 rows whatever the data's size, and distances are measured to at most 20,000 rows.
+    Cost: the networks take at most 2,000 steps of 128 rows each whatever the data's size, and distances are measured to at most 20,000 rows.
     Below 100 training rows no network is trained.
 
     Args:
@@ -84,7 +81,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
     """
 
     def __init__(
-        self, *, num_networks=3, num_steps=None, max_seconds=None, false_alarm_rate=0.05, random_state=0, verbose=0
+        self, *, num_networks=2, num_steps=None, max_seconds=None, false_alarm_rate=0.05, random_state=0, verbose=0
     ):
         self.num_networks = num_networks
         self.num_steps = num_steps
@@ -178,7 +175,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
             loss=training.simple_loss(self.network_, noise.VELOCITY),
             optimizer=training.adam(3e-3, num_steps=num_steps, warmup_steps=min(100, num_steps // 10)),
             num_steps=num_steps,
-            batch_size=128,
+            batch_size=64 if len(rows) < 1000 else 128,
             max_seconds=self.max_seconds,
             verbose=self.verbose,
             title=f"{len(folds)} networks",
@@ -224,7 +221,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
 
     def _combine(self, distances, networks=()):
         z = self._z(distances, networks)
-        return np.log(np.mean(np.exp(SHARPNESS * z), axis=0)) / SHARPNESS
+        return np.log(np.mean(np.exp(z), axis=0))
 
 
 def _index_learned(known) -> tuple:
