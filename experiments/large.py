@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -51,7 +52,7 @@ def measure(name: str, detector: str, rows_scored: int, data_dir: str | None) ->
     dataset = data.adbench(name, data_dir or None)
     x = np.asarray(dataset.x, np.float64)
     before = peak_mib()
-    model = choose([detector])[detector](0)
+    model: Any = choose([detector])[detector](0)
     if rows_scored:
         model.set_params(num_steps=200)  # scoring is what this case measures
     started = time.perf_counter()

@@ -60,6 +60,7 @@ def run(config: Config) -> list[dict]:
         rows = clean(data.adbench(name, config.data_dir), 0, max_rows=8000).train
         for recipe in RECIPES:
             losses, seconds = [], 0.0
+            steps = 0
             for seed in (0, 1):
                 model = DiffusionDetector(
                     MLP(width=recipe.width, depth=3),
@@ -71,10 +72,11 @@ def run(config: Config) -> list[dict]:
                 started = time.perf_counter()
                 model.fit(rows)
                 seconds = time.perf_counter() - started
+                steps = len(model.losses_)
                 losses.append(float(model.validation_losses_.min()))
             record = {"dataset": name, "rows": len(rows), "features": rows.shape[1], **vars(recipe)}
             record |= {"held_out_loss": [round(loss, 4) for loss in losses], "seconds": round(seconds, 2)}
-            record |= {"steps_taken": len(model.losses_), "commit": current_commit(), "device": device_name()}
+            record |= {"steps_taken": steps, "commit": current_commit(), "device": device_name()}
             records.append(record)
             with config.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

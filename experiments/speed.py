@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -55,7 +56,7 @@ def fit_and_score_ours(detector: str, split: Split) -> dict:
     """First fit and score of this shape in this process with every compilation, then the same once more."""
     record = {}
     for name in ("seconds", "seconds_again"):
-        model = choose([detector])[detector](0)
+        model: Any = choose([detector])[detector](0)
         started = time.perf_counter()
         scores = -model.fit(split.train).score_samples(split.test)
         record |= {name: time.perf_counter() - started, "auroc": metrics.auroc(split.labels, scores)}
@@ -82,10 +83,11 @@ def steps_ours(num_steps: int = 400) -> dict:
     from jaxad import noise, training
     from jaxad.denoisers import MLP
 
-    network, optimizer = MLP(width=128, depth=3), training.adam(1e-4, clip_norm=None)
+    network: Any = MLP(width=128, depth=3)
+    optimizer = training.adam(1e-4, clip_norm=None)
     data_key, init_key = jax.random.split(jax.random.key(0))
     rows = jax.random.normal(data_key, (2560, 512))
-    state = training.init_state(init_key, network, optimizer, rows[:1], np.zeros(1, np.float32))
+    state = training.init_state(init_key, network, optimizer, rows[:1], jax.numpy.zeros(1))
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
@@ -106,7 +108,7 @@ def steps_ours(num_steps: int = 400) -> dict:
 
 def second_start(split: Split) -> dict:
     """Milliseconds before a second fit of a shape takes its first step: a fit told to stop there, once more."""
-    model = choose(["ddpm"])["ddpm"](0)
+    model: Any = choose(["ddpm"])["ddpm"](0)
     model.fit(split.train)
     starts = []
 
@@ -152,7 +154,8 @@ def run(config: Config) -> list[dict]:
         def turn(side, function, *args):
             return lambda: side.submit(function, *args).result()
 
-        ours.submit(int).result(), peer.submit(int).result()  # both processes are up before any clock runs
+        for side in (ours, peer):
+            side.submit(int).result()  # both processes are up before any clock runs
         for detector, name in FIT_AND_SCORE:
             split = splits[name]
             theirs = turn(peer, fit_and_score_peer, detector, split, config.peer_device)()

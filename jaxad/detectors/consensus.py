@@ -53,7 +53,8 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
     view sees clearly stands out of the others' noise; measured over 42 ADBench sets this beats the best kNN by more than any single
     view, and adding or removing a view changes little.
 
-    Cost: the networks take at most 2,000 steps of 128 rows each whatever the data's size, and distances are measured to at most 20,000 rows.
+    Cost: each network takes at most 2,000 steps of at most 128 rows whatever the data's size, and distances are measured to at most
+    20,000 rows.
     Below 100 training rows no network is trained.
 
     Args:
