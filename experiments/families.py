@@ -2,7 +2,7 @@
 
     python -m experiments.families --data-dir ../shared/data
 
-Runtime: about 20 minutes on 2 cores. Expected: docs/methods.md. One ``DiffusionDetector`` is fitted per data set and seed; every family scores
+Runtime: about 20 minutes on 2 cores. Expected: docs/methods.md. One ``DiffusionDetector`` is fitted per set and seed; every family scores
 the same test rows with the same network, calibrated on the same held-out normal rows. ``fit_seconds`` of a record is calibration and
 compilation (and training, for the first family), ``score_seconds`` free of compilation where more than 256 rows are tested.
 """
@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator
 
 from jaxad import DiffusionDetector, data, scoring, sweep
 from jaxad.cli import exit_on_user_error, use_compilation_cache
+from jaxad.detectors import Detector
 from jaxad.detectors.fitting import hold_out
 from jaxad.evaluation import Evaluation
 from jaxad.tables import comparison_table, markdown_table
@@ -65,8 +66,8 @@ class Rescored(BaseEstimator):
     fitted: tuple | None = None
     """Shared by all instances: (what it was fitted on, the detector)."""
 
-    def __init__(self, scorer, aggregate, draws, seed):
-        self.scorer, self.aggregate, self.draws, self.seed = scorer, aggregate, draws, seed
+    def __init__(self, family, seed):
+        self.family, self.seed = family, seed
 
     def fit(self, X, y=None):
         key = self.seed, hashlib.sha256(X.tobytes()).hexdigest()
@@ -76,7 +77,8 @@ class Rescored(BaseEstimator):
         # The rows that fit held out: the same generator, asked in the same order.
         rng = np.random.RandomState(self.seed)
         rng.randint(2**31 - 1)
-        self.model_.set_params(scorer=self.scorer, aggregate=self.aggregate, draws=self.draws)
+        scorer, aggregate, draws = self.family
+        self.model_.set_params(scorer=scorer, aggregate=aggregate, draws=draws)
         self.model_.calibrate(hold_out(X, rng)[1])
         self.model_.score_samples(np.resize(X, (1024, X.shape[1])))  # the clock of `evaluate` meets a compiled program
         return self
@@ -89,7 +91,9 @@ def run(config: Config) -> list[Evaluation]:
     """Every family on every data set; ``table.md`` beside the records."""
     names = [data.adbench_name(name) for name in config.datasets]
     loaders = {name: (lambda name=name: data.adbench(name, config.data_dir)) for name in names}
-    families = {name: (lambda seed, family=family: Rescored(*family, seed)) for name, family in FAMILIES.items()}
+    families: dict[str, Callable[[int], Detector]] = {
+        name: (lambda seed, family=family: Rescored(family, seed)) for name, family in FAMILIES.items()
+    }
     records = []
     for seed in config.seeds:
         records += sweep.run(loaders, families, out=config.out, protocol="clean", seeds=(seed,))
