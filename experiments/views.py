@@ -1,6 +1,6 @@
 """Would other views, another ensemble or another way to combine them have been chosen on other data sets, and at what gain?
 
-    python -m experiments.views --data-dir ../shared/data --baselines experiments/results/adbench_clean.jsonl
+    python -m experiments.views --data-dir ../shared/data
 
 Runtime: about half an hour on 2 cores (fits are kept in OUT and not repeated). Expected: docs/methods.md. Leave-sets-out evidence for
 the recommended detector: every subset of its views with at least three members, as mean and as soft maximum, is a candidate; the best
@@ -31,7 +31,10 @@ class Config:
     data_dir: Path | None = None
     """Folder with adbench/<group>/<name>.npz."""
     seed: int = 0
-    baselines: Path = Path("experiments/results/adbench_clean.jsonl")
+    baselines: tuple[Path, ...] = (
+        Path("experiments/results/clean_resnet18.jsonl"),
+        Path("experiments/results/clean_classical.jsonl"),
+    )
     """Records of the kNN variants under the same protocol and seed."""
     halves: int = 200
     out: Path = Path("runs/views")
@@ -107,11 +110,18 @@ def halves(areas_by_set: np.ndarray, baselines: np.ndarray, groups: np.ndarray, 
 
 def run(config: Config) -> list[dict]:
     """The gains, printed and written to ``OUT/halves.jsonl``."""
-    records = [r for r in sweep.read_results(config.baselines) if r.protocol == "clean" and r.seed == config.seed]
+    records = [
+        r
+        for path in config.baselines
+        for r in sweep.read_results(path)
+        if (r.protocol, r.seed) == ("clean", config.seed)
+    ]
     table = {(r.dataset, r.detector): 100 * r.auroc for r in records}
     names = [n for n in data.adbench_names(config.data_dir) if all((n, b) in table for b in BASELINES)]
     if not names:
-        raise ValueError(f"{config.baselines} has no clean records of {', '.join(BASELINES)} for seed {config.seed}")
+        raise ValueError(
+            f"{[*map(str, config.baselines)]} have no clean records of {', '.join(BASELINES)} for seed {config.seed}"
+        )
     areas_by_set = np.array([areas(*fit(config, name)) for name in track(names, "data sets")])
     baselines = np.array([[table[name, b] for b in BASELINES] for name in names])
     results = halves(areas_by_set, baselines, np.array([group_of(name) for name in names]), config.halves)

@@ -16,6 +16,7 @@ from jaxad.detectors import (
     KNNDetector,
     MahalanobisDetector,
     SquaredNorm,
+    fit_many,
 )
 from jaxad.evaluation import evaluate
 
@@ -37,6 +38,7 @@ __all__ = [
     "denoisers",
     "denoising",
     "evaluate",
+    "fit_many",
     "metrics",
     "noise",
     "sampling",

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from jaxad import data, noise, scoring, training
 from jaxad.catalogue import DIT, untrained_dit
 from jaxad.denoisers import MLP, DiT
-from jaxad.detectors import DiffusionDetector, DTECategorical, DTEInverseGamma, SquaredNorm
+from jaxad.detectors import DiffusionDetector, DTECategorical, DTEInverseGamma, SquaredNorm, fit_many
 from jaxad.detectors.fitting import Standardiser, hold_out
 from jaxad.evaluation import clean
 from jaxad.metrics import auroc
@@ -172,8 +172,8 @@ def test_networks_trained_together_are_those_trained_alone():
     }
     together = train_many(keys, network, rows, held_out, *common, **settings)
     for i, (params, losses, values) in enumerate(zip(*together, strict=True)):
-        # jax_debug_key_reuse: the same key serves both, on purpose.
-        alone = train(jax.random.clone(keys[i]), network, rows[i], held_out[i], *common, **settings)
+        # The same keys serve both, on purpose, which jax_debug_key_reuse would not have.
+        alone = train(jax.random.split(jax.random.key(3), 3)[i], network, rows[i], held_out[i], *common, **settings)
         assert len(losses) == len(alone[1])
         np.testing.assert_allclose(values, alone[2], rtol=2e-3)
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(alone[0]), strict=True):
@@ -197,3 +197,31 @@ def test_networks_trained_together_need_rows_of_one_width():
             num_steps=1,
             batch_size=2,
         )
+
+
+def test_detectors_fitted_together_score_like_those_fitted_alone():
+    rng = np.random.default_rng(0)
+    tables = [rng.normal(size=(size, 4)) * [1, 2, 3, 4] for size in (120, 90, 150)]
+    queries = rng.normal(size=(40, 4)) * 3
+
+    def make(seed):
+        return DiffusionDetector(MLP(width=32, depth=1), num_steps=300, batch_size=32, random_state=seed)
+
+    together = fit_many([make(seed) for seed in range(3)], tables)
+    for seed, detector in enumerate(together):
+        alone = make(seed).fit(tables[seed])
+        np.testing.assert_allclose(detector.score_samples(queries), alone.score_samples(queries), rtol=2e-3, atol=2e-3)
+        assert detector.offset_ == pytest.approx(alone.offset_, abs=2e-2)
+
+
+def test_detectors_fitted_together_must_agree():
+    rows = np.zeros((40, 2)) + np.arange(40)[:, None]
+    quick = {"network": MLP(width=8, depth=1), "num_steps": 10}
+    with pytest.raises(ValueError, match=r"agree in .*num_steps"):
+        fit_many([DiffusionDetector(**quick), DiffusionDetector(**{**quick, "num_steps": 20})], [rows, rows])
+    with pytest.raises(ValueError, match="agree in schedule"):
+        fit_many([DiffusionDetector(**quick), DiffusionDetector(**quick, schedule=noise.linear(10))], [rows, rows])
+    with pytest.raises(ValueError, match="one data set per detector"):
+        fit_many([DiffusionDetector(**quick)], [])
+    with pytest.raises(ValueError, match="one device"):
+        fit_many([DiffusionDetector(**quick, mesh=data_mesh())], [rows])

@@ -2,7 +2,7 @@
 
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
-from jaxad.detectors.diffusion import DiffusionDetector
+from jaxad.detectors.diffusion import DiffusionDetector, fit_many
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
@@ -20,4 +20,5 @@ __all__ = [
     "KNNDetector",
     "MahalanobisDetector",
     "SquaredNorm",
+    "fit_many",
 ]

@@ -1,7 +1,8 @@
 """The diffusion detector: one denoiser trained on normal rows, any score of ``jaxad.scoring`` on top."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from sklearn.utils import check_random_state
 from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import Denoise, make_denoiser
-from jaxad.detectors.fitting import Standardiser, default_num_steps, hold_out, score_in_batches, train
+from jaxad.detectors.fitting import Standardiser, default_num_steps, hold_out, score_in_batches, train, train_many
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
 
 
@@ -51,6 +52,14 @@ _PAIRS = np.array([[0, 4], [1, 5], [2, 6], [3, 7], [4, 8], [5, 9]])
 @partial(jax.jit, static_argnames=("network", "prediction", "score", "draws"))
 def _scores_by_level(params, key, rows, levels, *, network, prediction, score, draws):
     return score(key, make_denoiser(network, params, prediction), rows, levels, draws=draws)
+
+
+class _Prepared(NamedTuple):
+    key: jax.Array
+    rows: np.ndarray
+    held_out: np.ndarray
+    common: tuple
+    settings: dict[str, Any]
 
 
 class DiffusionDetector(ThresholdMixin, BaseEstimator):
@@ -136,6 +145,22 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
 
     def fit(self, X, y=None):
         """Learn from normal rows ``X [rows, features]`` (or images ``[rows, height, width, channels]``); ``y`` is ignored."""
+        prepared = self._prepare(X)
+        self.params_, self.losses_, self.validation_losses_ = train(
+            prepared.key,
+            self.network_,
+            prepared.rows,
+            prepared.held_out,
+            *prepared.common,
+            **prepared.settings,
+            mesh=self.mesh,
+            verbose=self.verbose,
+            title=type(self.network_).__name__,
+        )
+        return self._calibrate(prepared.held_out)
+
+    def _prepare(self, X) -> "_Prepared":
+        """Everything that comes before the first step: checks, scale, held-out rows, keys, loss and optimizer."""
         X = check_training_data(self, X, allow_images=True)
         if self.batch_size < 1 or self.draws < 1 or (self.num_steps is not None and self.num_steps < 0):
             raise ValueError(
@@ -144,6 +169,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         seed = rng.randint(2**31 - 1)
         train_key, score_key = jax.random.split(jax.random.key(seed))
+        self.score_key_ = np.asarray(jax.random.key_data(score_key))
         self.network_: Any = MLP(width=256, depth=3) if self.network is None else self.network.clone()
         self.prediction_ = noise.VELOCITY if self.prediction is None else self.prediction
         self.standardiser_ = Standardiser.fit(X)
@@ -154,28 +180,19 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
             make_loss = (
                 training.hybrid_loss if getattr(self.network_, "learned_variance", False) else training.simple_loss
             )
-        self.params_, self.losses_, self.validation_losses_ = train(
-            train_key,
-            self.network_,
-            rows,
-            held_out,
-            noise.cosine(1000) if self.schedule is None else self.schedule,
-            (rows[:1], np.zeros(1, np.float32)),
-            loss=make_loss(self.network_, self.prediction_),
-            optimizer=training.adam(
+        settings = {
+            "loss": make_loss(self.network_, self.prediction_),
+            "optimizer": training.adam(
                 self.learning_rate,
                 num_steps=num_steps,
                 warmup_steps=min(100, num_steps // 10),
                 weight_decay=self.weight_decay,
             ),
-            num_steps=num_steps,
-            batch_size=self.batch_size,
-            mesh=self.mesh,
-            verbose=self.verbose,
-            title=type(self.network_).__name__,
-        )
-        self.score_key_ = np.asarray(jax.random.key_data(score_key))
-        return self._calibrate(held_out)
+            "num_steps": num_steps,
+            "batch_size": self.batch_size,
+        }
+        schedule = noise.cosine(1000) if self.schedule is None else self.schedule
+        return _Prepared(train_key, rows, held_out, (schedule, (rows[:1], np.zeros(1, np.float32))), settings)
 
     def calibrate(self, X):
         """Fit the combination and the threshold anew on normal rows ``X`` that were not trained on.
@@ -230,3 +247,52 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
 
     def _combine(self, by_level):
         return -np.asarray(self.aggregate_.apply(jnp.asarray(by_level), self.statistics_), np.float64)
+
+
+def fit_many(detectors: Sequence[DiffusionDetector], datasets: Sequence[Any]) -> list[DiffusionDetector]:
+    """Fit several detectors at once, one ``vmap``ped program: five seeds on one table, or twenty tables of one width.
+
+    Detector i learns from ``datasets[i]`` and becomes what ``detectors[i].fit(datasets[i])`` would have made of it, up to rounding. The
+    tables may differ in their number of rows; what shapes the program must agree: row shape, network, loss, rate, number of steps
+    (set ``num_steps`` where the default would follow the rows), batch size and schedule.
+
+    Raises:
+        ValueError: not one data set per detector, a detector with a mesh, or settings that differ, by name; and whatever ``fit`` refuses.
+
+    >>> rows = np.random.default_rng(0).normal(size=(60, 3))
+    >>> seeds = [DiffusionDetector(MLP(width=16, depth=1), num_steps=20, random_state=seed) for seed in range(3)]
+    >>> scores = [detector.score_samples(rows) for detector in fit_many(seeds, [rows] * 3)]
+    """
+    if len(detectors) != len(datasets) or not detectors:
+        raise ValueError(
+            f"need one data set per detector, got {len(detectors)} detectors and {len(datasets)} data sets"
+        )
+    if any(detector.mesh is not None for detector in detectors):
+        raise ValueError("fit_many trains on one device: set mesh=None, or fit the detectors one by one")
+    prepared = [detector._prepare(X) for detector, X in zip(detectors, datasets, strict=True)]
+    first = prepared[0]
+    for other, detector in zip(prepared, detectors, strict=True):
+        different = [name for name, value in first.settings.items() if other.settings[name] != value]
+        different += ["network"] * (detector.network_ != detectors[0].network_)
+        different += ["schedule"] * (
+            not all(map(np.array_equal, *map(jax.tree.leaves, (first.common[0], other.common[0]))))
+        )
+        if different:
+            raise ValueError(
+                f"detectors trained together must agree in {', '.join(different)}; "
+                "set it on all of them (num_steps=None goes by the number of rows)"
+            )
+    trained = train_many(
+        jnp.stack([each.key for each in prepared]),
+        detectors[0].network_,
+        [each.rows for each in prepared],
+        [each.held_out for each in prepared],
+        *first.common,
+        **first.settings,
+        verbose=detectors[0].verbose,
+        title=f"{len(detectors)} x {type(detectors[0].network_).__name__}",
+    )
+    for detector, each, params, losses, values in zip(detectors, prepared, *trained, strict=True):
+        detector.params_, detector.losses_, detector.validation_losses_ = params, losses, values
+        detector._calibrate(each.held_out)
+    return list(detectors)
