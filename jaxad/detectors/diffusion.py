@@ -283,7 +283,7 @@ def fit_many(detectors: Sequence[DiffusionDetector], datasets: Sequence[Any]) ->
                 "set it on all of them (num_steps=None goes by the number of rows)"
             )
     trained = train_many(
-        jnp.stack([each.key for each in prepared]),
+        jax.random.wrap_key_data(jnp.stack([jax.random.key_data(each.key) for each in prepared])),
         detectors[0].network_,
         [each.rows for each in prepared],
         [each.held_out for each in prepared],
