@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DATA   ?= $(wildcard ../shared/data)
 SHELL  := /bin/bash
 
-.PHONY: help demo test slow lint .venv wheel clean
+.PHONY: help demo test slow lint .venv wheel bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test    run the tests (under 15 minutes on 2 cores)"
 	@echo "make slow    run the tests marked slow as well"
 	@echo "make lint    ruff and pyright"
+	@echo "make bench-gpu   speed and the ADBench sweep on an NVIDIA GPU (DATA=folder with adbench/)"
 	@echo "make .venv   prepare the environment for tests and experiments (CPU)"
 
 $(BIN)/python:
@@ -40,6 +41,11 @@ slow: $(VENV)/dev.stamp
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[cuda]'
+	$(BIN)/python -m experiments.speed --data-dir $(DATA) --peer-device cuda
+	$(BIN)/python -m experiments.adbench --data-dir $(DATA) --detectors ddpm dit dte-c --seeds 0 1 2 3 4 --out runs/bench-gpu
 
 wheel: $(VENV)/dev.stamp
 	$(BIN)/python -m build --wheel
