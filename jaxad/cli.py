@@ -25,7 +25,7 @@ from rich.table import Table
 DEMO_SETS = ("digits_3", "digits_8", "breast_cancer", "wine_0")
 DEMO_DETECTORS = ("iforest", "ocsvm", "copod", "knn", "ddpm", "dit", "dte-c")
 SAVED = (
-    "consensus",
+    "recommended",
     "ddpm",
     "dit",
     "dte-c",
