@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 DEMO_SETS = ("digits_3", "digits_8", "breast_cancer", "wine_0")
-DEMO_DETECTORS = ("iforest", "ocsvm", "copod", "knn", "ddpm", "dit", "dte-c")
+DEMO_DETECTORS = ("iforest", "ocsvm", "copod", "knn", "recommended", "ddpm", "dit", "dte-c")
 SAVED = (
     "recommended",
     "ddpm",
