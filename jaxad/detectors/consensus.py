@@ -56,6 +56,9 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
     Cost: each network takes at most 2,000 steps of at most 128 rows whatever the data's size, and distances are measured to at most
     20,000 rows. Below 100 training rows no network is trained.
 
+    A training row scored again finds itself and looks more normal than it is: ``predict`` is for new rows, ``fit_predict`` flags next
+    to nothing.
+
     Args:
         num_networks: size of the ensemble, trained at once by one ``vmap`` on different splits; 0: the closed-form views alone.
         num_steps: most steps of each network; None: 1,000 below 250 rows, else 2,000.

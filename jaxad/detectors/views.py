@@ -45,10 +45,12 @@ class Index(NamedTuple):
 
 
 def fit_views(reference: np.ndarray) -> Views:
-    """Learn the five views from standardised rows [rows, features], at least 2."""
+    """Learn the five views from standardised rows [rows, features]."""
     reference = np.asarray(reference, np.float32)
     mean = reference.mean(axis=0, dtype=np.float64)
-    covariance = ledoit_wolf(reference.astype(np.float64))[0]
+    # One row (two training rows, one held out) has no covariance to estimate.
+    few = len(reference) < 2
+    covariance = np.eye(reference.shape[1]) if few else ledoit_wolf(reference.astype(np.float64))[0]
     eigenvalues, vectors = np.linalg.eigh(covariance)
     average = max(float(eigenvalues.mean()), 1e-12)
     eigenvalues = np.maximum(eigenvalues, 0.0)
@@ -64,6 +66,8 @@ def fit_views(reference: np.ndarray) -> Views:
         np.zeros(reference.shape[1], np.float32),
         np.ones(reference.shape[1], np.float32),
     )
+    if few:
+        return views
     columns = np.sort(reference.T, axis=1)
     sample = np.arange(len(reference))
     if len(sample) > BLOCK_ROWS:
