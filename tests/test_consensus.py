@@ -147,7 +147,7 @@ def test_the_networks_learn_and_their_views_see_gaps():
     assert losses.min() < 0.9 * losses[0]
     seen = model.scores_by_view(np.concatenate([arcs(300, 0.0), arcs(300, np.pi / 4)]))
     for view in ("features", "norms"):
-        assert auroc(np.repeat([0, 1], 300), seen[view]) > 0.95
+        assert auroc(np.repeat([0, 1], 300), seen[view]) > 0.9
 
 
 def test_a_time_limit_ends_training_early_and_the_result_works():

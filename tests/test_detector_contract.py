@@ -35,9 +35,10 @@ OURS = [
     DTECategorical(num_steps=400),
     DTEInverseGamma(num_steps=400),
     ConsensusDetector(num_networks=2, num_steps=50),
+    ConsensusDetector(num_networks=0),
 ]
-# scikit-learn's checks use a dozen shapes, and every new shape compiles: the two that share their code with another wait in `slow`.
-QUICK_TO_CHECK, SLOW_TO_CHECK = [*OURS[:8], OURS[9], OURS[11]], [OURS[8], OURS[10]]
+# scikit-learn's checks use a dozen shapes, and every new shape compiles: three that share their code with another wait in `slow`.
+QUICK_TO_CHECK, SLOW_TO_CHECK = [*OURS[:8], OURS[9], OURS[12]], [OURS[8], OURS[10], OURS[11]]
 SCIKIT_LEARNS = [
     IsolationForest(random_state=0),
     OneClassSVM(gamma="auto"),
