@@ -38,9 +38,7 @@ def network_output(
     ``network.learned_variance`` the last axis of the raw output is twice as long and its second half is the interpolation.
     A ``dropout_key`` switches training mode on.
     """
-    r = (level.alpha**2 + level.sigma**2) ** 0.5
-    scaled = noisy / expand(r, noisy)
-    log_snr = jnp.broadcast_to(jnp.asarray(level.log_snr, jnp.float32), noisy.shape[:1])
+    scaled, log_snr = _network_input(noisy, level)
     options = {"train": True, "rngs": {"dropout": dropout_key}} if dropout_key is not None else {}
     if label is not None:
         options["label"] = label
@@ -53,6 +51,13 @@ def network_output(
         prediction, interpolation = jnp.split(output, 2, axis=-1)
         return prediction, interpolation
     return output, None
+
+
+def _network_input(noisy, level):
+    """``(noisy at unit variance, log-SNR [batch])``: what every network is called with."""
+    r = (level.alpha**2 + level.sigma**2) ** 0.5
+    log_snr = jnp.broadcast_to(jnp.asarray(level.log_snr, jnp.float32), noisy.shape[:1])
+    return noisy / expand(r, noisy), log_snr
 
 
 def make_denoiser(
@@ -97,6 +102,9 @@ def hidden_features(
 
     At a small noise level these are features in which rows that the denoiser tells apart lie apart.
 
+    Raises:
+        ValueError: the network has no LayerNorm of its own (only inside submodules, or none).
+
     >>> import jax
     >>> from jaxad.denoisers import MLP
     >>> x, network = jnp.ones((3, 5)), MLP(width=16, depth=1)
@@ -104,16 +112,17 @@ def hidden_features(
     >>> hidden_features(network, params, x, NoiseLevel(jnp.float32(1), jnp.float32(0.1))).shape
     (3, 16)
     """
-    scaled = noisy / expand((level.alpha**2 + level.sigma**2) ** 0.5, noisy)
-    log_snr = jnp.broadcast_to(jnp.asarray(level.log_snr, jnp.float32), noisy.shape[:1])
     _, state = network.apply(
         {"params": params},
-        scaled,
-        log_snr,
+        *_network_input(noisy, level),
         capture_intermediates=lambda module, _: isinstance(module, nn.LayerNorm),
         mutable=["intermediates"],
     )
     norms: Any = {name: value for name, value in state["intermediates"].items() if name.startswith("LayerNorm_")}
+    if not norms:
+        raise ValueError(
+            f"features are read off a network's last LayerNorm, which {type(network).__name__} does not have"
+        )
     last = max(norms, key=lambda name: int(name.removeprefix("LayerNorm_")))
     return norms[last]["__call__"][0].reshape(noisy.shape[0], -1)
 

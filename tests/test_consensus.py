@@ -99,6 +99,21 @@ def test_it_sees_what_any_one_view_sees(detector):
         assert auroc(labels, -detector.score_samples(np.concatenate([normal, anomalies]))) > 0.8
 
 
+def test_scoring_in_blocks_changes_nothing(detector, monkeypatch):
+    rows = correlated(60, 4)
+    whole = detector.score_samples(rows)
+    monkeypatch.setattr(consensus, "BLOCK_ROWS", 7)
+    np.testing.assert_allclose(detector.score_samples(rows), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fold_is_left_out_whole_where_only_part_of_it_is_measured(monkeypatch):
+    """Copies of a measured row must not stay in the reference it is measured against."""
+    rows = np.repeat(RNG.normal(size=(300, 3)), 10, axis=0)
+    monkeypatch.setattr(consensus, "MOST_HELD_OUT_ROWS", 20)
+    model = ConsensusDetector(num_networks=0).fit(rows)
+    assert model.centre_[views.NAMES.index("nearest")] > 0
+
+
 def test_views_by_name_and_their_scale(detector):
     seen = detector.scores_by_view(correlated(2000, 2))
     assert list(seen) == [*views.NAMES, "features", "norms"]

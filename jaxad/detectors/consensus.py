@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.neighbors import NearestNeighbors
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, gen_batches
 
 from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import hidden_features, make_denoiser
 from jaxad.detectors import views
 from jaxad.detectors.fitting import score_in_batches, train_many
+from jaxad.detectors.neighbours import squared_distances
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
 
 FARTHEST = 10.0
@@ -24,6 +25,10 @@ MOST_REFERENCE_ROWS = 20_000
 MOST_LEARNED_ROWS = 10_000
 FEWEST_LEARNED_ROWS = 100
 """Training rows kept to measure distances to, in the closed-form and in the learned views; below the last no network is trained."""
+
+MOST_HELD_OUT_ROWS = 2000
+BLOCK_ROWS = 2048
+"""Rows of a fold that are measured, and rows scored at once."""
 
 LEVELS = noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)
 FEATURE_LEVELS = noise.NoiseLevel(np.ones(3), np.array([0.1, 0.4, 1.0]))
@@ -115,8 +120,8 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
         for fold in calibrating:
             without = np.setdiff1d(kept, fold, assume_unique=True)
             fitted = views.fit_views(rows[without])
-            closed.append(views.distances(fitted, views.index_views(fitted), rows[fold]))
-        learned = [self._learned(i, rows[fold]) for i, fold in enumerate(folds[:networks])]
+            closed.append(views.distances(fitted, views.index_views(fitted), rows[fold[:MOST_HELD_OUT_ROWS]]))
+        learned = [self._learned(i, rows[fold[:MOST_HELD_OUT_ROWS]]) for i, fold in enumerate(folds[:networks])]
         stats = [
             views.centre_and_scale(d, 0.97)
             for d in (*np.concatenate(closed, axis=1), *(d for pair in learned for d in pair))
@@ -173,7 +178,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
             jax.random.split(jax.random.key(seed), len(folds)),
             self.network_,
             training_rows,
-            [rows[fold] for fold in folds],
+            [rows[fold[:MOST_HELD_OUT_ROWS]] for fold in folds],
             noise.log_uniform(256, sigma_min=0.03, sigma_max=5.0),
             (rows[:1], np.zeros(1, np.float32)),
             loss=training.simple_loss(self.network_, noise.VELOCITY),
@@ -204,14 +209,18 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
         spaces = (features, (norms - mean) / std)
         return np.stack(
             [
-                views.nearest(known, search, x, 5).mean(axis=1)
+                np.sqrt(squared_distances(known, search, x, min(5, len(known)))).mean(axis=1)
                 for (known, search), x in zip(searches, spaces, strict=True)
             ]
         ).astype(float)
 
     def _distances(self, rows):
-        closed = views.distances(self.views_, self.index_[0], rows)
-        return np.concatenate([closed, *(self._learned(i, rows) for i in range(len(self.params_)))])
+        """[views, rows], a block of rows at a time: what searching and representing a row takes is many times the row."""
+        blocks = []
+        for block in gen_batches(len(rows), BLOCK_ROWS):
+            closed = views.distances(self.views_, self.index_[0], rows[block])
+            blocks.append(np.concatenate([closed, *(self._learned(i, rows[block]) for i in range(len(self.params_)))]))
+        return np.concatenate(blocks, axis=1)
 
     def _z(self, distances, networks=()):
         """[views, rows] on the common scale; the networks' z are averaged."""
@@ -237,9 +246,10 @@ def _index_learned(known) -> tuple:
 
 
 def _folds(rows, rng) -> list[np.ndarray]:
-    """Disjoint index arrays to hold out: five of a fifth each, of many rows ten of a tenth, at most 2,000 rows in each.
+    """Disjoint index arrays to hold out: five of a fifth each, of more than 2,000 rows ten of a tenth.
 
-    Equal rows fall into one fold: otherwise data full of copies would look calibrated on itself.
+    Equal rows fall into one fold, and a fold is left out as a whole even where only part of it is measured: otherwise data
+    full of copies would look calibrated on itself.
     """
     _, group = np.unique(rows, axis=0, return_inverse=True)
     group = group.ravel()
@@ -248,4 +258,4 @@ def _folds(rows, rng) -> list[np.ndarray]:
         return [np.arange(len(rows))[:1], np.arange(len(rows))[1:]]
     fold_of_group = rng.permutation(group.max() + 1) % count
     fold = fold_of_group[group]
-    return [np.flatnonzero(fold == i)[:2000] for i in range(count)]
+    return [np.flatnonzero(fold == i) for i in range(count)]

@@ -175,14 +175,25 @@ def _squared_distances(detector, X, own=None) -> np.ndarray:
     distances = np.empty((len(X), neighbours))
     for rows in gen_batches(len(X), max(BLOCK_ELEMENTS // (neighbours * width), 1)):
         queries = detector.scaler_.transform(X[rows].astype(np.float64))
-        found = detector.index_.kneighbors(queries, neighbours + (own is not None), return_distance=False)
-        if own is not None:
-            others = found != own[rows, None]
-            # A row with many exact copies may not find itself among them: then any one of the copies stands for it.
-            others[others.all(axis=1), -1] = False
-            found = found[others].reshape(-1, neighbours)
-        # From differences, not from the index: exact for near-copies, and the same number whatever rows share the
-        # batch.
-        differences = detector.train_[found] - queries[:, None]
-        distances[rows] = np.sort(np.einsum("rkd,rkd->rk", differences, differences), axis=1)
+        left_out = None if own is None else own[rows]
+        distances[rows] = squared_distances(detector.train_, detector.index_, queries, neighbours, left_out)
     return distances
+
+
+def squared_distances(
+    known: np.ndarray, index: NearestNeighbors, queries: np.ndarray, neighbours: int, own: np.ndarray | None = None
+) -> np.ndarray:
+    """Squared distances from ``queries [rows, features]`` to the nearest rows of ``known``, which ``index`` was fitted on:
+    ``[rows, neighbours]``, increasing.
+
+    Taken from differences, not from the index: exact for near-copies, and the same number whatever rows share the batch.
+    Holds ``[rows, neighbours, features]`` at once. ``own [rows]`` names the known row that each query *is*, to be left out.
+    """
+    found = index.kneighbors(queries, neighbours + (own is not None), return_distance=False)
+    if own is not None:
+        others = np.not_equal(found, own[:, None])
+        # A row with many exact copies may not find itself among them: then any one of the copies stands for it.
+        others[others.all(axis=1), -1] = False
+        found = found[others].reshape(-1, neighbours)
+    differences = known[found] - queries[:, None]
+    return np.sort(np.einsum("rkd,rkd->rk", differences, differences), axis=1)

@@ -15,10 +15,13 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf
 from sklearn.neighbors import NearestNeighbors
 
+from jaxad.detectors.neighbours import squared_distances
+
 NAMES = ("nearest", "whitened", "ranks", "conditional", "columns")
 
 COLUMN_NEIGHBOURS = 5
-BLOCK_ROWS = 2048
+MOST_SCALE_ROWS = 2048
+"""Reference rows, left out one by one, that the scale of the columns' isolation is taken from."""
 
 
 class Views(NamedTuple):
@@ -70,8 +73,8 @@ def fit_views(reference: np.ndarray) -> Views:
         return views
     columns = np.sort(reference.T, axis=1)
     sample = np.arange(len(reference))
-    if len(sample) > BLOCK_ROWS:
-        sample = np.random.default_rng(0).choice(len(reference), BLOCK_ROWS, replace=False)
+    if len(sample) > MOST_SCALE_ROWS:
+        sample = np.random.default_rng(0).choice(len(reference), MOST_SCALE_ROWS, replace=False)
     isolation = _column_isolation(columns, reference[sample], own=True)
     centre, scale = centre_and_scale(isolation, 0.9)
     return views._replace(column_centre=centre.astype(np.float32), column_scale=scale.astype(np.float32))
@@ -80,38 +83,30 @@ def fit_views(reference: np.ndarray) -> Views:
 def index_views(views: Views) -> Index:
     """Sort the columns and build the searches: a function of the arrays alone."""
     columns = np.sort(views.reference.T, axis=1)
-    spaces = (views.reference, (views.reference - views.mean) @ views.whitening, _ranks(columns, views.reference))
+    spaces = _spaces(views, columns, views.reference)
     return Index(columns, tuple((space, NearestNeighbors(n_neighbors=1).fit(space)) for space in spaces))
+
+
+def _spaces(views: Views, columns: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The rows as nearest, whitened and ranks see them."""
+    return x, (x - views.mean) @ views.whitening, _ranks(columns, x)
 
 
 def distances(views: Views, index: Index, rows: np.ndarray) -> np.ndarray:
     """The five distances, [5, rows], of rows that are not in the reference (a row that is finds itself)."""
-    pieces = []
-    for start in range(0, len(rows), BLOCK_ROWS):
-        x = np.asarray(rows[start : start + BLOCK_ROWS], np.float32)
-        centred = x - views.mean
-        spaces = (x, centred @ views.whitening, _ranks(index.columns, x))
-        isolation = _column_isolation(index.columns, x, own=False)
-        pieces.append(
-            [
-                *(
-                    nearest(known, search, space, 1)[:, 0]
-                    for (known, search), space in zip(index.searches, spaces, strict=True)
-                ),
-                np.abs(centred @ views.residual).mean(axis=1),
-                np.arcsinh((isolation - views.column_centre) / views.column_scale).mean(axis=1),
-            ]
-        )
-    return np.concatenate([np.asarray(piece, np.float64) for piece in pieces], axis=1)
-
-
-def nearest(known: np.ndarray, search: NearestNeighbors, queries: np.ndarray, k: int) -> np.ndarray:
-    """Distances to the ``k`` nearest known rows, [queries, k], increasing.
-
-    Computed from differences, not from the search: the same number whatever rows share the batch.
-    """
-    found = search.kneighbors(queries, min(k, len(known)), return_distance=False)
-    return np.sort(np.sqrt(np.sum((known[found] - queries[:, None]) ** 2, axis=2)), axis=1)
+    x = np.asarray(rows, np.float32)
+    spaces = _spaces(views, index.columns, x)
+    isolation = _column_isolation(index.columns, x, own=False)
+    return np.stack(
+        [
+            *(
+                np.sqrt(squared_distances(known, search, space, 1)[:, 0])
+                for (known, search), space in zip(index.searches, spaces, strict=True)
+            ),
+            np.abs((x - views.mean) @ views.residual).mean(axis=1),
+            np.arcsinh((isolation - views.column_centre) / views.column_scale).mean(axis=1),
+        ]
+    ).astype(np.float64)
 
 
 def _ranks(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
