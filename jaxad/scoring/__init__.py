@@ -14,6 +14,9 @@ a vector of statistics per row, ``[statistics, batch]``. A ``Combination`` makes
 - ``paths``: DDIM inversion (``path_statistics``, ``path_curvature``)
 - ``densities``: ``variational_bound``, ``negative_log_likelihood``, ``time_posterior``
 - ``conditional``: a part of the row given the rest (``inpaint``, ``conditional_error``)
+- ``maps``: where in an image, [levels, batch, height, width] (``reconstruction_error_map``, ``denoising_error_map``, ``smooth``)
+- ``inpainting``: images hidden and filled in part by part (``checkerboard``, ``random_masks``, ``inpainting_error``, and its map)
+- ``guided``: reconstruction drawn towards the image (``guided_reconstruction_error``, and its map, ``norm_guided_error_map``)
 - ``combination``: ``z_mean``, ``z_max``, ``total``, ``typicality``, ``likelihood_ratio``, ``mahalanobis``, ``gmm``, ``knn``
 """
 
@@ -36,7 +39,7 @@ from jaxad.scoring.combination import (
 )
 from jaxad.scoring.conditional import conditional_error, inpaint
 from jaxad.scoring.densities import negative_log_likelihood, time_posterior, variational_bound
-from jaxad.scoring.draws import MEMORY_BUDGET, Score
+from jaxad.scoring.draws import MEMORY_BUDGET, Draw, Score
 from jaxad.scoring.errors import (
     ancestral_reconstruction_error,
     ddim_reconstruction_error,
@@ -46,35 +49,49 @@ from jaxad.scoring.errors import (
     reconstruction_error,
     unnoised_reverse_error,
 )
+from jaxad.scoring.guided import guided_reconstruction_error, guided_reconstruction_map, norm_guided_error_map
+from jaxad.scoring.inpainting import checkerboard, inpainting_error, inpainting_error_map, random_masks
+from jaxad.scoring.maps import denoising_error_map, reconstruction_error_map, smooth
 from jaxad.scoring.norms import log_score_norm, score_norm
 from jaxad.scoring.paths import path_curvature, path_statistics
 
 __all__ = [
     "MEMORY_BUDGET",
     "Combination",
+    "Draw",
     "LevelStatistics",
     "Mixture",
     "Neighbours",
     "Score",
     "Whitening",
     "ancestral_reconstruction_error",
+    "checkerboard",
     "conditional_error",
     "ddim_reconstruction_error",
     "denoising_error",
+    "denoising_error_map",
     "flow_residual",
     "gmm",
+    "guided_reconstruction_error",
+    "guided_reconstruction_map",
     "inpaint",
+    "inpainting_error",
+    "inpainting_error_map",
     "knn",
     "level_statistics",
     "likelihood_ratio",
     "log_score_norm",
     "mahalanobis",
     "negative_log_likelihood",
+    "norm_guided_error_map",
     "path_curvature",
     "path_statistics",
     "projection_regret",
+    "random_masks",
     "reconstruction_error",
+    "reconstruction_error_map",
     "score_norm",
+    "smooth",
     "standardise",
     "time_posterior",
     "total",
