@@ -13,11 +13,11 @@ PACKAGE = Path(jaxad.__file__).parent
 
 # A module may import from lower floors only; the first pattern that matches counts. See docs/architecture.md.
 FLOORS = {
-    r"noise|denoisers(\..+)?|sharding|data(\..+)?|metrics": 0,
+    r"noise|coarse|denoisers(\..+)?|sharding|data(\..+)?|metrics|localisation": 0,
     r"detectors\.(protocol|neighbours|copula|gaussian|views)": 0,
     r"denoising": 1,
     r"closed_form": 1.5,
-    r"training|sampling|checkpoint": 2,
+    r"training|sampling|checkpoint|weights": 2,
     r"scoring(\..+)?|synthesis": 3,
     r"detectors(\.(fitting|diffusion|diffusion_time|consensus|persistence))?": 4,
     r"calibration": 5,
