@@ -3,8 +3,8 @@
     python -m experiments.render            # rewrite every block from its records
     python -m experiments.render --check    # change nothing; exit code 1 if a block is not what its records say
 
-A block lies between a line ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` (or ``comparison:NAME``, every detector against
-kNN) and is written from ``experiments/results/NAME.jsonl``. ``detectors=a,b`` after the name picks and orders columns,
+A block lies between a line ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` (``comparison:NAME``, every detector against
+kNN, or ``costs:NAME``, a row per detector with its time) and is written from ``experiments/results/NAME.jsonl``. ``detectors=a,b`` after the name picks and orders columns,
 ``published=a,b`` does so for the paper's; ``published=`` leaves them out. Runtime: seconds.
 """
 
@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -26,8 +27,8 @@ from jaxad.tables import Published, comparison_table, markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAPER = json.loads((Path(__file__).parent / "published_table1.json").read_text(encoding="utf-8"))
-BLOCK = re.compile(r"^<!-- (table|comparison):(\S+)((?: \w+=\S*)*) -->\n(.*?)^<!-- /\1:\2 -->$", re.M | re.S)
-MARKER = re.compile(r"^<!-- /?(?:table|comparison):", re.M)
+BLOCK = re.compile(r"^<!-- (table|comparison|costs):(\S+)((?: \w+=\S*)*) -->\n(.*?)^<!-- /\1:\2 -->$", re.M | re.S)
+MARKER = re.compile(r"^<!-- /?(?:table|comparison|costs):", re.M)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,23 @@ def _block(kind: str, name: str, options: dict[str, str], results: Path) -> str:
         records = _columns(records, options["detectors"].split(","))
     if kind == "comparison":
         return comparison_table(records)
+    if kind == "costs":
+        return _costs(records)
     return markdown_table(records, published=_paper(records, options.get("published")))
+
+
+def _costs(records: list[Evaluation]) -> str:
+    """A row per detector: AUROC in percent on every data set, their mean, and milliseconds to score a row, the median set."""
+    sets = list(dict.fromkeys(record.dataset for record in records))
+    lines = [f"| score | {' | '.join(sets)} | mean | ms per row |", f"|---|{'---|' * (len(sets) + 2)}"]
+    for name in dict.fromkeys(record.detector for record in records):
+        own = {record.dataset: record for record in records if record.detector == name}
+        areas = [100 * own[dataset].auroc for dataset in sets]
+        milliseconds = np.median([1000 * record.score_seconds / record.num_test for record in own.values()])
+        lines.append(
+            f"| {name} | {' | '.join(f'{area:.1f}' for area in areas)} | {np.mean(areas):.1f} | {milliseconds:.2g} |"
+        )
+    return "\n".join(lines)
 
 
 def _columns(records: list[Evaluation], names: list[str]) -> list[Evaluation]:
