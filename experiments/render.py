@@ -3,9 +3,9 @@
     python -m experiments.render            # rewrite every block from its records
     python -m experiments.render --check    # change nothing; exit code 1 if a block is not what its records say
 
-A block lies between a line ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` (``comparison:NAME``, every detector against
-kNN, or ``costs:NAME``, a row per detector with its time) and is written from ``experiments/results/NAME.jsonl``. ``detectors=a,b`` after the name picks and orders columns,
-``published=a,b`` does so for the paper's; ``published=`` leaves them out. Runtime: seconds.
+A block lies between a line ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` (or ``comparison:NAME``, every detector against
+kNN, or ``costs:NAME``, a row per detector with its time) and is written from ``experiments/results/NAME.jsonl``. ``detectors=a,b``
+after the name picks and orders columns, ``published=a,b`` does so for the paper's; ``published=`` leaves them out. Runtime: seconds.
 """
 
 import json
