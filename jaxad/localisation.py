@@ -84,8 +84,10 @@ def aupro(masks, maps, *, limit: float = 0.3, connectivity: int = 8) -> float:
     masks, maps = _checked(masks, maps)
     neighbours = np.zeros((3, 3, 3), bool)  # never joins one picture with the next
     neighbours[1] = scipy.ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
-    regions, num_regions = scipy.ndimage.label(masks, structure=neighbours)
+    regions = np.zeros(masks.shape, np.int32)
+    scipy.ndimage.label(masks, structure=neighbours, output=regions)
     sizes = np.bincount(regions.ravel())
+    num_regions = sizes.size - 1
     # What flagging one more pixel adds to the overlap.
     gain = np.where(masks, 1.0 / (sizes[regions] * num_regions), 0.0).ravel()
     normal = ~masks.ravel()

@@ -1,16 +1,25 @@
-"""Data on the host: every reader returns a ``Dataset`` of numpy arrays, or says in one sentence why not."""
+"""Data on the host: every reader returns a ``Dataset`` or ``ImageDataset`` of numpy arrays, or says why not."""
 
 from jaxad.data.adbench import ADBENCH_GROUPS, ADBENCH_NAMES, adbench, adbench_name, adbench_names, content_digest
 from jaxad.data.builtin import BUILTIN, breast_cancer, builtin, digits, wine
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
+from jaxad.data.folders import read_folder, read_mvtec
+from jaxad.data.images import ImageDataset, read_image
+from jaxad.data.pipeline import ImageBatches, image_batches
+from jaxad.data.suites import MNIST_C, magnetic_tile, mnist_c, one_vs_rest
 from jaxad.data.tables import read_table
+from jaxad.data.tiles import TileGrid, stitch, tiles
 
 __all__ = [
     "ADBENCH_GROUPS",
     "ADBENCH_NAMES",
     "BUILTIN",
+    "MNIST_C",
     "DataError",
     "Dataset",
+    "ImageBatches",
+    "ImageDataset",
+    "TileGrid",
     "adbench",
     "adbench_name",
     "adbench_names",
@@ -19,7 +28,16 @@ __all__ = [
     "content_digest",
     "did_you_mean",
     "digits",
+    "image_batches",
+    "magnetic_tile",
+    "mnist_c",
+    "one_vs_rest",
+    "read_folder",
+    "read_image",
+    "read_mvtec",
     "read_table",
     "refuse_non_finite",
+    "stitch",
+    "tiles",
     "wine",
 ]
