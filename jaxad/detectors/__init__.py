@@ -5,6 +5,7 @@ from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.diffusion import DiffusionDetector, fit_many
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
+from jaxad.detectors.image import ImageDetector
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
 from jaxad.detectors.protocol import Detector
 
@@ -17,6 +18,7 @@ __all__ = [
     "DTENonParametric",
     "Detector",
     "DiffusionDetector",
+    "ImageDetector",
     "KNNDetector",
     "MahalanobisDetector",
     "SquaredNorm",

@@ -65,6 +65,9 @@ PATIENCE = 5
 VALIDATION_ROWS = 2048
 """Held-out rows are repeated or cut to this many noisy copies: few enough to be quick, many enough for a steady loss."""
 
+MOST_ELEMENTS = 2**21
+"""Numbers in a batch of large pictures that go through a network at once, outside training: its activations are many times that."""
+
 
 @partial(jax.jit, static_argnames="measure")
 def _validate(key, params, rows, schedule, *, measure):
@@ -100,7 +103,7 @@ def train(
     state = training.init_state(init_key, network, optimizer, *inputs)
     on_device = (
         jnp.asarray(padded),
-        jnp.asarray(np.resize(held_out, (VALIDATION_ROWS, *held_out.shape[1:]))),
+        jnp.asarray(np.resize(held_out, (_at_once(VALIDATION_ROWS, held_out), *held_out.shape[1:]))),
         schedule.to(jnp.float32),
     )
     if mesh is not None:
@@ -241,6 +244,12 @@ def _validate_many(keys, params, rows, schedule, *, measure):
     return jax.vmap(lambda key, p, x: measure(key, p, x, schedule, train=False))(keys, params, rows)
 
 
+def _at_once(wanted: int, rows: np.ndarray) -> int:
+    """``wanted`` rows, or fewer if they are large pictures, but 16 at least."""
+    elements = int(np.prod(rows.shape[1:]))
+    return max(16, min(wanted, 2 ** int(np.log2(max(MOST_ELEMENTS // elements, 1)))))
+
+
 def _bucket(num_rows: int) -> int:
     """Multiples that leave four sizes per doubling: at most a quarter of the rows is padding."""
     return max(64, 2 ** (int(num_rows).bit_length() - 3))
@@ -277,9 +286,10 @@ class _ProgressBar:
 def score_in_batches(score: Callable[[Any], Any], rows: np.ndarray, mesh: Mesh | None = None) -> np.ndarray:
     """``score(batch) -> [..., batch]`` over all rows in batches of few fixed sizes, memory flat in their number."""
     pieces = []
-    for start in range(0, len(rows), SCORING_BATCH):
-        piece = rows[start : start + SCORING_BATCH]
-        size = next(size for size in (64, 256, SCORING_BATCH) if size >= len(piece))
+    most = _at_once(SCORING_BATCH, rows)
+    for start in range(0, len(rows), most):
+        piece = rows[start : start + most]
+        size = next(size for size in (min(64, most), min(256, most), most) if size >= len(piece))
         padded, mask = pad_to_multiple(piece, size)
         batch = jnp.asarray(padded) if mesh is None else shard_batch(padded, mesh)
         pieces.append(np.asarray(score(batch))[..., mask])
