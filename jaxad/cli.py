@@ -1,4 +1,4 @@
-"""``jaxad demo | fit | score | report | doctor``: the library for people with a file and a deadline."""
+"""``jaxad demo | fit | score | report | import-weights | doctor``: the library for people with a file and a deadline."""
 
 import csv
 import os
@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -70,17 +70,34 @@ def fit(
     label_column: str | None = None,
     seed: int = 0,
     false_alarm_rate: float = 0.05,
+    size: int | None = None,
+    crop: bool = False,
+    channels: Literal[1, 3] | None = None,
+    skip_broken: bool = False,
+    maps: bool = True,
+    num_steps: int = 2000,
 ) -> None:
-    """Learn what is normal from a file of normal rows and save the detector.
+    """Learn what is normal from a file of normal rows, or a folder of normal pictures, and save the detector.
 
     Args:
-        data: .csv, .parquet, .npy or .npz (key X, labels y if any) of normal rows; rows labelled 1 are left out.
+        data: .csv, .parquet, .npy or .npz (key X, labels y if any) of normal rows; rows labelled 1 are left out. Or a folder of pictures
+            (PNG, JPEG, BMP, TIFF), or one with train/good.
         out: folder for the fitted detector.
-        detector: one of recommended, ddpm, dit, dte-c, dte-ig, dte-np, knn, knn-mean, 1nn, copod, ecod, mahalanobis, norm.
+        detector: for tables, one of recommended, ddpm, dit, dte-c, dte-ig, dte-np, knn, knn-mean, 1nn, copod, ecod, mahalanobis, norm.
         label_column: column of a csv or parquet file that holds 0 (normal) or 1 (anomalous).
         seed: random seed.
-        false_alarm_rate: share of normal rows that may be flagged, between 0 and 0.5.
+        false_alarm_rate: share of normal rows or pictures that may be flagged, between 0 and 0.5.
+        size: pictures: height and width in pixels to bring them to.
+        crop: pictures: scale until they cover the size and keep the middle, instead of stretching them.
+        channels: pictures: 1 for gray, 3 for RGB; default: as they are.
+        skip_broken: pictures: leave out those that cannot be read, with a warning, instead of refusing the folder.
+        maps: pictures: train a denoiser of pixels, for maps of where.
+        num_steps: pictures: most training steps of that denoiser.
     """
+    if data.is_dir():
+        reading = {"size": size, "fit": "crop" if crop else "resize", "channels": channels}
+        _fit_pictures(data, out, seed, false_alarm_rate, reading, "skip" if skip_broken else "raise", maps, num_steps)
+        return
     from jaxad.catalogue import DETECTORS, choose
     from jaxad.data import read_table
     from jaxad.detectors.persistence import check_writable, save_detector
@@ -119,14 +136,20 @@ def score(
     data: Annotated[Path, tyro.conf.Positional],
     out: Path,
     label_column: str | None = None,
+    page: Path | None = None,
+    maps: Path | None = None,
+    skip_broken: bool = False,
 ) -> None:
-    """Score a file with a saved detector: a csv of row, anomaly_score (larger = more anomalous) and flagged (0 or 1).
+    """Score a file or a folder with a saved detector: a csv of row, anomaly_score (larger = more anomalous) and flagged (0 or 1).
 
     Args:
         model: folder written by ``jaxad fit``.
-        data: file of rows with the columns of training.
+        data: file of rows with the columns of training; or a folder of pictures, or one with test/good, test/<defect> and ground_truth.
         out: csv file to write.
         label_column: column with 0 or 1 to measure against; it is not scored.
+        page: pictures: an HTML page to write, with pictures, reconstructions and maps.
+        maps: pictures: an .npz file to write, with the maps [rows, height, width], the threshold and the names of the files.
+        skip_broken: pictures: leave out those that cannot be read, with a warning.
     """
     from jaxad import metrics
     from jaxad.data import DataError, read_table
@@ -141,9 +164,20 @@ def score(
         raise ValueError(f"--out {out} cannot be written: check the permissions")
     if out.exists() and data.exists() and out.samefile(data):
         raise ValueError(f"--out {out} is the file to score, which it would replace: choose another name")
+    for written in (page, maps):
+        if written is not None and (written.is_dir() or not written.parent.is_dir()):
+            raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
     detector = load_detector(model)
+    extra = load_extra(model) or {}
+    if ("pictures" in extra) != data.is_dir():
+        kinds = ("a folder of pictures", "a file of rows")
+        wanted, got = kinds if "pictures" in extra else reversed(kinds)
+        raise ValueError(f"{model} was fitted on {wanted}, {data} is {got if data.exists() else 'missing'}")
+    if data.is_dir():
+        _score_pictures(detector, extra["pictures"], data, out, page, maps, "skip" if skip_broken else "raise")
+        return
     table = read_table(data, label_column=label_column)
-    columns = (load_extra(model) or {}).get("columns")
+    columns = extra.get("columns")
     if columns and table.columns and list(columns) != list(table.columns):
         if sorted(columns) != sorted(table.columns):
             missing, unknown = sorted(set(columns) - set(table.columns)), sorted(set(table.columns) - set(columns))
@@ -157,17 +191,130 @@ def score(
     normality = detector.score_samples(table.x)
     seconds = time.perf_counter() - started
     flagged = normality < detector.offset_
-    partial_file = out.with_name(out.name + ".partial")
-    with partial_file.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", "anomaly_score", "flagged"])
-        writer.writerows(zip(range(len(normality)), (-normality).tolist(), flagged.astype(int).tolist(), strict=True))
-    partial_file.replace(out)
+    _write_scores(out, {"row": range(len(normality))}, normality, flagged)
     console.print(f"{len(normality)} rows scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
     if table.y is not None and len(np.unique(table.y)) == 2:
         console.print(
             f"AUROC {metrics.auroc(table.y, -normality):.4f}, average precision {metrics.average_precision(table.y, -normality):.4f}"
         )
+
+
+def _write_scores(out: Path, names: dict[str, Any], normality, flagged) -> None:
+    partial_file = out.with_name(out.name + ".partial")
+    with partial_file.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "anomaly_score", "flagged"])
+        writer.writerows(zip(*names.values(), (-normality).tolist(), flagged.astype(int).tolist(), strict=True))
+    partial_file.replace(out)
+
+
+def _fit_pictures(folder, out, seed, false_alarm_rate, reading, on_error, maps, num_steps) -> None:
+    from jaxad.data import read_folder
+    from jaxad.detectors import ImageDetector
+    from jaxad.detectors.persistence import check_writable, save_detector
+
+    console = plain_console()
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, got {seed}")
+    if not 0 <= false_alarm_rate <= 0.5:
+        raise ValueError(f"--false-alarm-rate is a share of normal pictures between 0 and 0.5, got {false_alarm_rate}")
+    check_writable(out)
+    good = folder / "train" / "good"
+    pictures = read_folder(good if good.is_dir() else folder, on_error=on_error, **reading)
+    # What was decided by looking at the training pictures holds for those to come.
+    reading = {**reading, "size": list(pictures.x.shape[1:3])}
+    console.print(f"{pictures!r}")
+    started = time.perf_counter()
+    detector = ImageDetector(
+        maps=maps, num_steps=num_steps, random_state=seed, false_alarm_rate=false_alarm_rate, verbose=1
+    ).fit(pictures.x)
+    seconds = time.perf_counter() - started
+    save_detector(detector, out, extra={"pictures": reading, "seed": seed, "rows": len(pictures.x)})
+    console.print(
+        f"image detector fitted on {len(pictures.x)} pictures in {seconds:.1f} s and saved to {out}; "
+        f"score pictures with: jaxad score {out} FOLDER --out scores.csv --page report.html"
+    )
+
+
+def _score_pictures(detector, reading, folder, out, page, maps, on_error) -> None:
+    from jaxad.data import read_folder, read_mvtec
+    from jaxad.image_report import measured, write_image_report
+
+    console = plain_console()
+    if maps is not None and detector.network_ is None:
+        raise ValueError(
+            "--maps: the model was fitted with --no-maps and has no denoiser of pixels; fit it with --maps"
+        )
+    reading = {**reading, "size": tuple(reading["size"]), "on_error": on_error}
+    read: Any = read_mvtec if (folder / "test").is_dir() else read_folder
+    pictures = read(folder, **reading)
+    pictures = pictures[1] if isinstance(pictures, tuple) else pictures
+    started = time.perf_counter()
+    where = None
+    if detector.network_ is not None and (maps is not None or pictures.masks is not None):
+        normality, where = detector.score_with_maps(pictures.x)
+    else:
+        normality = detector.score_samples(pictures.x)
+    seconds = time.perf_counter() - started
+    flagged = normality < detector.offset_
+    _write_scores(out, {"file": pictures.files}, normality, flagged)
+    console.print(f"{len(normality)} pictures scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
+    if maps is not None:
+        partial_file = maps.with_name(maps.name + ".partial.npz")
+        np.savez_compressed(partial_file, maps=where, threshold=detector.map_threshold_, files=np.array(pictures.files))
+        partial_file.replace(maps)
+        console.print(f"maps written to {maps}")
+    found = measured(pictures, -normality, where)
+    if found:
+        console.print(", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    if page is not None:
+        write_image_report(detector, pictures, page, title=folder.resolve().name)
+        console.print(f"page written to {page}")
+
+
+def import_weights(
+    weights: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    network: str,
+    size: int,
+    channels: int = 3,
+) -> None:
+    """Turn published weights (.safetensors or .msgpack) into parameters of jaxad's U-Net or DiT, checked by name and shape.
+
+    Args:
+        weights: .safetensors of diffusers' UNet2DModel or DiTTransformer2DModel, of guided-diffusion (ADM) or the original DiT, or
+            .msgpack of diffusers' former Flax U-Nets. Pickles (.pt, .bin) are refused.
+        out: .safetensors file to write, one array per parameter, its name the path in the tree.
+        network: a JSON object with "class" ("UNet" or "DiT") and its fields, for example
+            '{"class": "DiT", "hidden": 1152, "depth": 28, "heads": 16, "patch_size": 2, "num_classes": 1000, "learned_variance": true}'.
+        size: height and width of its input in pixels (latents, where it was trained on those).
+        channels: of its input.
+    """
+    import json
+
+    from flax.traverse_util import flatten_dict
+    from safetensors.numpy import save_file
+
+    from jaxad.denoisers import DiT, UNet
+    from jaxad.weights import load_weights
+
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"--out {out}: expected the name of a file in a folder that exists")
+    try:
+        fields = json.loads(network)
+        chosen = {"UNet": UNet, "DiT": DiT}[fields.pop("class")]
+        made = chosen(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"--network: expected a JSON object with class UNet or DiT and its fields, got {network!r} ({error})"
+        ) from error
+    params = load_weights(weights, made, (1, size, size, channels))
+    flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+    partial_file = out.with_name(out.name + ".partial")
+    save_file(flat, partial_file)
+    partial_file.replace(out)
+    total = sum(leaf.size for leaf in flat.values())
+    plain_console().print(f"{len(flat)} arrays, {total:,} parameters, all matched; written to {out}")
 
 
 def report(results: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -> None:
@@ -273,7 +420,14 @@ def main() -> None:
     with exit_on_user_error():
         use_compilation_cache()
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "fit": fit, "score": score, "report": report, "doctor": doctor},
+            {
+                "demo": demo,
+                "fit": fit,
+                "score": score,
+                "report": report,
+                "import-weights": import_weights,
+                "doctor": doctor,
+            },
             prog="jaxad",
             description="Anomaly detection with diffusion models.",
         )

@@ -15,14 +15,14 @@ PACKAGE = Path(jaxad.__file__).parent
 FLOORS = {
     r"noise|coarse|denoisers(\..+)?|sharding|data(\..+)?|metrics|localisation": 0,
     r"detectors\.(protocol|neighbours|copula|gaussian|views)": 0,
-    r"denoising": 1,
+    r"denoising|detectors\.appearance": 1,
     r"closed_form": 1.5,
     r"training|sampling|checkpoint|weights": 2,
     r"scoring(\..+)?|synthesis": 3,
-    r"detectors(\.(fitting|diffusion|diffusion_time|consensus|persistence))?": 4,
+    r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|persistence))?": 4,
     r"calibration": 5,
     r"evaluation": 6,
-    r"sweep|tables|figures|report|catalogue": 7,
+    r"sweep|tables|figures|report|image_report|catalogue": 7,
     r"cli": 8,
     r"": 9,  # jaxad/__init__.py re-exports
 }

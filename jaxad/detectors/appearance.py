@@ -63,7 +63,7 @@ def oriented_energy(images: Float[Array, "rows height width channels"]) -> Float
     across = jnp.zeros_like(images).at[:, :, 1:-1].set(images[:, :, 2:] - images[:, :, :-2])
     strongest = jnp.argmax(down**2 + across**2, axis=-1, keepdims=True)
     down, across = (jnp.take_along_axis(slope, strongest, axis=-1) for slope in (down, across))
-    angles = jnp.arange(DIRECTIONS) * (2 * jnp.pi / DIRECTIONS)
+    angles = jnp.arange(DIRECTIONS)[None, None, None] * (2 * jnp.pi / DIRECTIONS)
     return jnp.maximum(across * jnp.cos(angles) + down * jnp.sin(angles), 0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted
@@ -66,10 +67,11 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
     """A number per picture and a map per pixel, learned from normal pictures alone; nothing to choose.
 
     *The score* comes from four looks at the whole picture (``jaxad.detectors.appearance``): its pixels, its edges by direction in
-    small cells and in larger ones, and its grain. Each look is a table, and each table gets the seven views of ``ConsensusDetector``: distances to normal
-    rows, broken dependencies, single odd values, and what a small diffusion model trained in that space has learned. With ``maps``
-    a denoiser of pixels (DiT or U-Net) adds two views: its error at four noise levels, and the worst place of its map. Every view
-    is put on a common scale by normal pictures it has not seen, and the score is their soft maximum, ``log mean exp z``.
+    small cells and in larger ones, and its grain. Each look is a table, and each table gets the seven views of ``ConsensusDetector``:
+    distances to normal rows, broken dependencies, single odd values, and what a small diffusion model trained in that space has
+    learned. With ``maps`` a denoiser of pixels (DiT or U-Net) adds two views: its error at four noise levels, and the worst place
+    of its map. Every view is put on a common scale by normal pictures it has not seen, and the score is their soft maximum,
+    ``log mean exp z``.
 
     *The map* is the denoiser's squared error at each pixel, smoothed, at each level in units of what held-out normal pictures show
     at that pixel, and averaged over levels with weights. The weights come without an anomaly: rectangles of held-out normal pictures
@@ -100,7 +102,7 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
             pixels equal, NaN, another size or number of channels than in ``fit``.
 
     >>> X = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 1)).astype(np.uint8)
-    >>> detector = ImageDetector(num_steps=2).fit(X)
+    >>> detector = ImageDetector(DiT(hidden=16, depth=1, heads=2, patch_size=4), num_steps=2).fit(X)
     >>> detector.score_samples(X[:3]).shape, detector.score_maps(X[:3]).shape
     ((3,), (3, 16, 16))
     """
@@ -155,7 +157,7 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         seeds = rng.randint(2**31 - 1, size=3)
         rows, held_out = hold_out(X, rng)
-        seen = self._looks(rows)
+        seen = self.looks(rows)
         self.tables_ = {
             name: PictureTable(num_networks=1, num_steps=1000, random_state=int(seeds[0])).fit(look)
             for name, look in seen.items()
@@ -163,18 +165,12 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         self.network_ = None
         if self.maps:
             self._fit_denoiser(rows, held_out, *(jax.random.key(seed) for seed in seeds[1:]))
-        z = self._z(held_out)
-        self.offset_ = threshold_from(-soft_maximum(z), self.false_alarm_rate)
+        self.offset_ = threshold_from(-soft_maximum(self._z_and_maps(held_out)[0]), self.false_alarm_rate)
         return self
 
     def score_samples(self, X) -> np.ndarray:
         """Minus the soft maximum of all views, ``[rows]``: larger = more normal. A picture's score depends on that picture alone."""
-        return np.concatenate([-soft_maximum(self._z(block)) for block in self._blocks(X)])
-
-    def scores_by_view(self, X) -> dict[str, np.ndarray]:
-        """What each view says on the common scale, 0 usual and about 1.4 the upper end of normal: ``{"edges: whitened": [rows]}``."""
-        pieces = [self._z(block) for block in self._blocks(X)]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        return np.concatenate([-soft_maximum(self._z_and_maps(block)[0]) for block in self._blocks(X)])
 
     def score_maps(self, X) -> np.ndarray:
         """How unusual is each pixel? ``[rows, height, width]`` float32: about 0 where it is usual, in units of the normal spread.
@@ -185,11 +181,23 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
             ValueError: a detector fitted with ``maps=False``.
         """
         self._need_maps()
-        return np.concatenate([self._maps(self._denoiser_rows(block))[0] for block in self._blocks(X)])
+        pieces = [self.combine(*self._measured(self.standardiser_(block)))[0] for block in self._blocks(X)]
+        return np.concatenate(pieces)
 
-    def score(self, X, y=None):
-        """Not defined: use ``jaxad.metrics`` on ``-score_samples(X)``."""
-        raise AttributeError("ImageDetector has no score: use jaxad.metrics on -score_samples(X)")
+    def score_with_maps(self, X) -> tuple[np.ndarray, np.ndarray]:
+        """``(score_samples(X), score_maps(X))`` from one pass.
+
+        Raises:
+            ValueError: a detector fitted with ``maps=False``.
+        """
+        self._need_maps()
+        scores, maps = zip(*((-soft_maximum(z), of) for z, of in map(self._z_and_maps, self._blocks(X))), strict=True)
+        return np.concatenate(scores), np.concatenate(maps)
+
+    def scores_by_view(self, X) -> dict[str, np.ndarray]:
+        """What each view says on the common scale, 0 usual and about 1.4 the upper end of normal: ``{"edges: whitened": [rows]}``."""
+        pieces = [self._z_and_maps(block)[0] for block in self._blocks(X)]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def reconstruct(self, X, sigma: float = 1.0) -> np.ndarray:
         """The denoiser's estimate of pictures it sees under noise of ``sigma`` times the data's spread, in the units of ``X``.
@@ -209,7 +217,7 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
 
         pieces = []
         for block in self._blocks(X):
-            clean = np.moveaxis(score_in_batches(estimate, self._denoiser_rows(block), self.mesh), -1, 0)
+            clean = np.moveaxis(score_in_batches(estimate, self.standardiser_(block), self.mesh), -1, 0)
             pieces.append(clean * self.standardiser_.scale + self.standardiser_.mean)
         return np.concatenate(pieces).astype(np.float32)
 
@@ -249,23 +257,55 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         self.levels_ = noise.log_uniform(4, sigma_min=0.1, sigma_max=2.0)
         size = min(rows.shape[1:3])
         self.smoothing_ = max(1.0, size / 56) if self.smoothing is None else float(self.smoothing)
-        maps, errors = self._error_maps(held_out)
+        maps, errors = self._measured(held_out)
         spread = maps.std(axis=1)
         self.map_mean_ = maps.mean(axis=1)
         self.map_spread_ = np.maximum(spread, SMALLEST_SPREAD * spread.mean(axis=(1, 2), keepdims=True)) + 1e-9
+        self.error_mean_, self.error_spread_ = errors.mean(axis=1), errors.std(axis=1) + 1e-9
         # What does each level see of synthetic defects? Judged as the map will be: by the worst place.
         spoilt, _ = synthesis.corrupt(jax.random.fold_in(train_key, 1), jnp.asarray(held_out))
-        worst = [self._standard_maps(m).max(axis=(2, 3)) for m in (maps, self._error_maps(np.asarray(spoilt))[0])]
+        worst = [self._standard_maps(seen).max(axis=(2, 3)) for seen in (maps, self._measured(np.asarray(spoilt))[0])]
         self.separabilities_ = np.asarray(synthesis.separability(*map(jnp.asarray, worst)))
         self.level_weights_ = np.asarray(synthesis.level_weights(jnp.asarray(self.separabilities_)))
-        self.error_mean_, self.error_spread_ = errors.mean(axis=1), errors.std(axis=1) + 1e-9
-        combined = self._weigh(self._standard_maps(maps))
-        worst = combined.max(axis=(1, 2))
-        self.map_threshold_ = -threshold_from(-worst.astype(np.float64), self.false_alarm_rate)
-        stats = [views.centre_and_scale(d, 0.97) for d in (self._standard_errors(errors), worst)]
+        self.centre_, self.scale_ = np.zeros(2), np.ones(2)
+        combined, _ = self.combine(maps, errors)
+        worst = combined.max(axis=(1, 2)).astype(np.float64)
+        self.map_threshold_ = -threshold_from(-worst, self.false_alarm_rate)
+        stats = [views.centre_and_scale(values, 0.97) for values in (self._standard_errors(errors), worst)]
         self.centre_, self.scale_ = np.array(stats).T
 
     # ------------------------------------------------------------------------------------------------------------ scoring
+
+    def looks(self, X) -> dict[str, np.ndarray]:
+        """What the tables see of pictures ``X``: ``{look: [rows, values]}``."""
+        unit = (np.asarray(X, np.float32) - self.low_) / (self.high_ - self.low_)
+        seen = looks(unit)
+        if self.feature_fn is not None:
+            given = [np.asarray(self.feature_fn(unit[rows])) for rows in gen_batches(len(unit), 256)]
+            seen["features"] = np.concatenate([piece.reshape(len(piece), -1) for piece in given]).astype(np.float32)
+        return seen
+
+    def measure(self, rows: Float[Array, "rows height width channels"]):
+        """Pure, of standardised pictures: ``(smoothed error maps [levels, rows, height, width], errors [levels, rows])``."""
+        return _error_maps(
+            self.params_,
+            jax.random.wrap_key_data(jnp.asarray(self.score_key_)),
+            rows,
+            self.levels_.to(jnp.float32),
+            network=self.network_,
+            draws=self.draws,
+            sigma_blur=self.smoothing_,
+        )
+
+    def combine(self, maps, errors):
+        """What ``measure`` gives, against normal pictures: ``(map [rows, height, width], {"denoiser: error" and "place": z [rows]})``."""
+        combined = np.tensordot(self.level_weights_, self._standard_maps(maps), axes=1).astype(np.float32)
+        values = {"error": self._standard_errors(errors), "place": combined.max(axis=(1, 2))}
+        z = {
+            f"denoiser: {name}": np.arcsinh(2 * (value - centre) / scale)
+            for (name, value), centre, scale in zip(values.items(), self.centre_, self.scale_, strict=True)
+        }
+        return combined, z
 
     def _blocks(self, X):
         check_is_fitted(self)
@@ -275,28 +315,30 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         for rows in gen_batches(len(X), BLOCK_ROWS):
             yield check_scoring_data(self, X[rows]).astype(np.float32)
 
-    def _looks(self, X):
-        unit = (X - self.low_) / (self.high_ - self.low_)
-        seen = looks(unit)
-        if self.feature_fn is not None:
-            given = [np.asarray(self.feature_fn(unit[rows])) for rows in gen_batches(len(unit), 256)]
-            seen["features"] = np.concatenate([piece.reshape(len(piece), -1) for piece in given]).astype(np.float32)
-        return seen
-
-    def _z(self, X) -> dict[str, np.ndarray]:
+    def _z_and_maps(self, X):
         z = {}
-        for name, look in self._looks(X).items():
+        for name, look in self.looks(X).items():
             z |= {f"{name}: {view}": values for view, values in self.tables_[name].scores_by_view(look).items()}
-        if self.network_ is not None:
-            maps, errors = self._maps(self._denoiser_rows(X))
-            for i, (name, value) in enumerate(
-                (("error", self._standard_errors(errors)), ("place", maps.max(axis=(1, 2))))
-            ):
-                z[f"denoiser: {name}"] = np.arcsinh(2 * (value - self.centre_[i]) / self.scale_[i])
-        return z
+        if self.network_ is None:
+            return z, None
+        maps, of_denoiser = self.combine(*self._measured(self.standardiser_(X)))
+        return z | of_denoiser, maps
 
-    def _denoiser_rows(self, X):
-        return self.standardiser_(X)
+    def _measured(self, rows):
+        """``measure`` in batches, on the host."""
+
+        def flat(batch):
+            maps, errors = self.measure(batch)
+            return jnp.concatenate([jnp.moveaxis(maps, 1, -1).reshape(-1, len(batch)), errors])
+
+        values, levels = score_in_batches(flat, rows, self.mesh), len(self.levels_)
+        return np.moveaxis(values[:-levels].reshape(levels, *rows.shape[1:3], len(rows)), -1, 1), values[-levels:]
+
+    def _standard_maps(self, maps):
+        return (maps - self.map_mean_[:, None]) / self.map_spread_[:, None]
+
+    def _standard_errors(self, errors):
+        return self.level_weights_ @ ((errors - self.error_mean_[:, None]) / self.error_spread_[:, None])
 
     def _need_maps(self):
         check_is_fitted(self)
@@ -305,45 +347,10 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
                 "this detector was fitted with maps=False and has no denoiser of pixels; fit one with maps=True"
             )
 
-    def _error_maps(self, rows):
-        """Of standardised pictures: ``[levels, rows, height, width]`` and ``[levels, rows]``."""
-        key = jax.random.wrap_key_data(jnp.asarray(self.score_key_))
-
-        def both(batch):
-            maps, errors = _error_maps(
-                self.params_,
-                jax.random.clone(key),
-                batch,
-                self.levels_.to(jnp.float32),
-                network=self.network_,
-                draws=self.draws,
-                sigma_blur=self.smoothing_,
-            )
-            flat = jnp.concatenate([jnp.moveaxis(maps, 1, -1).reshape(-1, len(batch)), errors])
-            return flat
-
-        flat = score_in_batches(both, rows, self.mesh)
-        levels = len(self.levels_)
-        maps = np.moveaxis(flat[:-levels].reshape(levels, *rows.shape[1:3], len(rows)), -1, 1)
-        return maps, flat[-levels:]
-
-    def _standard_maps(self, maps):
-        return (maps - self.map_mean_[:, None]) / self.map_spread_[:, None]
-
-    def _standard_errors(self, errors):
-        return self.level_weights_ @ ((errors - self.error_mean_[:, None]) / self.error_spread_[:, None])
-
-    def _weigh(self, standard_maps):
-        return np.tensordot(self.level_weights_, standard_maps, axes=1)
-
-    def _maps(self, rows):
-        maps, errors = self._error_maps(rows)
-        return self._weigh(self._standard_maps(maps)).astype(np.float32), errors
-
 
 @partial(jax.jit, static_argnames="network")
 def _one_jump(params, key, rows, level, *, network):
-    noisy = noise.add_noise(rows, jax.random.normal(key, rows.shape[1:]), level)
+    noisy = noise.add_noise(rows, jax.random.normal(key, (1, *rows.shape[1:])), level)
     return make_denoiser(network, params, noise.VELOCITY)(noisy, level)
 
 

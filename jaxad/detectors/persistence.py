@@ -19,14 +19,15 @@ from sklearn.utils.validation import check_is_fitted
 from jaxad import noise, sampling, scoring, training
 from jaxad.checkpoint import DTYPES, CheckpointError, check_writable, load_checkpoint, read_description, save_checkpoint
 from jaxad.data.dataset import did_you_mean
-from jaxad.denoisers import MLP, DiT, TimeMLP
-from jaxad.detectors import views
+from jaxad.denoisers import MLP, DiT, TimeMLP, UNet
+from jaxad.detectors import appearance, views
 from jaxad.detectors.consensus import ConsensusDetector, represent
 from jaxad.detectors.copula import COPOD, ECOD, _Columns
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
 from jaxad.detectors.fitting import Standardiser
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
+from jaxad.detectors.image import ImageDetector, PictureTable
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
 from jaxad.detectors.protocol import check_scoring_data
 
@@ -43,6 +44,7 @@ DETECTORS = _by_name(
     DTECategorical,
     DTEInverseGamma,
     DTENonParametric,
+    ImageDetector,
     KNNDetector,
     COPOD,
     ECOD,
@@ -51,7 +53,7 @@ DETECTORS = _by_name(
 )
 
 ALLOWED: dict[str, dict[str, Any]] = {
-    "network": _by_name(MLP, DiT, TimeMLP),
+    "network": _by_name(MLP, DiT, TimeMLP, UNet),
     "schedule": _by_name(noise.NoiseLevel),
     "levels": _by_name(noise.NoiseLevel),
     "prediction": {"CLEAN": noise.CLEAN, "NOISE": noise.NOISE, "VELOCITY": noise.VELOCITY, "SCORE": noise.SCORE},
@@ -90,11 +92,14 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "columns": _by_name(_Columns),
     "scaler": _by_name(StandardScaler),
     "views": _by_name(views.Views),
+    # an image detector's tables, by the look they were made from
+    **{look: _by_name(PictureTable) for look in appearance.NAMES},
 }
 """What an attribute (or a keyword of a partial) may hold besides numbers, text and arrays, by its name without the final underscore:
 instances of the classes, and the functions and predictions themselves."""
 
 _ADVICE = {
+    "feature_fn": "a detector with features of your own cannot be saved",
     "loss": "scoring needs no loss: set detector.loss = None before saving",
     "random_state": "scoring draws from a stored key: set detector.random_state to a whole number before saving",
 }
@@ -138,11 +143,7 @@ def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) 
         "class": name,
         # A mesh names devices of this machine; the next one may have others.
         "parameters": {key: _encode(value, key, arrays) for key, value in parameters.items() if key != "mesh"},
-        "fitted": {
-            key: _encode(value, key, arrays)
-            for key, value in vars(detector).items()
-            if key.endswith("_") and key != "index_"
-        },
+        "fitted": {key: _encode(value, key, arrays) for key, value in _fitted(detector).items()},
         "extra": extra,
     }
     try:
@@ -223,7 +224,13 @@ def _encode(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
     raise ValueError(f"cannot save {where} = {' '.join(repr(value).split()):.100}: it may be {known}; {advice}")
 
 
+def _fitted(detector: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(detector).items() if key.endswith("_") and key != "index_"}
+
+
 def _fields(value: Any) -> dict[str, Any]:
+    if isinstance(value, PictureTable):
+        return {"parameters": value.get_params(deep=False), "fitted": _fitted(value)}
     if isinstance(value, StandardScaler):
         return {name: getattr(value, name) for name in _SCALER_FIELDS}
     if isinstance(value, tuple):
@@ -264,6 +271,8 @@ def _decode(node: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _construct(cls: type, fields: dict[str, Any]) -> Any:
+    if cls is PictureTable:
+        return _restore(cls, fields["parameters"], fields["fitted"])
     if cls is not StandardScaler:
         return cls(**fields)
     scaler = StandardScaler()
@@ -280,19 +289,26 @@ def _look_up(name: Any, known: dict[str, Any], where: str) -> Any:
 
 def _build(content: Any, arrays: dict[str, np.ndarray]) -> Any:
     cls = _look_up(content["class"], DETECTORS, "detector")
+    parts = (
+        {key: _decode(node, key, arrays) for key, node in content[part].items()} for part in ("parameters", "fitted")
+    )
+    return _restore(cls, *parts)
+
+
+def _restore(cls: type, parameters: dict[str, Any], fitted: dict[str, Any]) -> Any:
     known = cls().get_params(deep=False)
-    for key in content["parameters"]:
+    for key in parameters:
         _look_up(key, known, f"parameter of {cls.__name__}")
-    detector = cls(**{key: _decode(node, key, arrays) for key, node in content["parameters"].items()})
-    for key, node in content["fitted"].items():
+    detector = cls(**parameters)
+    for key, value in fitted.items():
         # Fitted attributes end in an underscore: no method or private part of the class can be overwritten.
         if not key.isidentifier() or key.startswith("_") or not key.endswith("_"):
             raise CheckpointError(f"no fitted attribute is called {key!r:.50}")
-        setattr(detector, key, _decode(node, key, arrays))
+        setattr(detector, key, value)
     if cls in (KNNDetector, DTENonParametric):
         # The search tree is a function of the rows, quickly grown, and tied to scikit-learn's version.
         detector.index_ = NearestNeighbors().fit(detector.train_)
-    if cls is ConsensusDetector:
+    if cls in (ConsensusDetector, PictureTable):
         detector.build_index()
     return detector
 
@@ -309,7 +325,9 @@ def _try_out(detector: Any) -> None:
         elif type(detector) in (DTECategorical, DTEInverseGamma):
             scores = jax.eval_shape(partial(_time_scores, detector), _standardised(detector, row))
         elif type(detector) is ConsensusDetector:
-            scores = _consensus_scores(detector, detector._standardise(check_scoring_data(detector, row)))
+            scores = _consensus_scores(detector, check_scoring_data(detector, row))
+        elif type(detector) is ImageDetector:
+            scores = _image_scores(detector, check_scoring_data(detector, row).astype(np.float32))
         else:
             scores = detector.score_samples(row)
     if scores.shape != (1,) or not math.isfinite(detector.offset_):
@@ -327,7 +345,19 @@ def _diffusion_scores(detector, rows):
     return detector.aggregate_.apply(by_level, detector.statistics_)
 
 
+def _image_scores(detector, rows):
+    if detector.network_ is not None:
+        maps, errors = jax.eval_shape(detector.measure, _standardised(detector, rows))
+        detector.combine(np.zeros(maps.shape), np.zeros(errors.shape))
+    by_look = [
+        _consensus_scores(detector.tables_[name], check_scoring_data(detector.tables_[name], look))
+        for name, look in detector.looks(rows).items()
+    ]
+    return np.mean(by_look, axis=0)
+
+
 def _consensus_scores(detector, rows):
+    rows = detector._standardise(rows)
     distances = [views.distances(detector.views_, detector.index_[0], rows)]
     for params, known in zip(detector.params_, detector.known_, strict=True):
         seen = jax.eval_shape(partial(represent, params, network=detector.network_), rows)
