@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 DATA   ?= $(wildcard ../shared/data)
 SHELL  := /bin/bash
 
-.PHONY: help demo test slow lint .venv wheel bench-gpu clean
+.PHONY: help demo test slow lint demo-images .venv wheel bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train diffusion detectors on real data beside honest baselines (about 4 minutes after the install)"
+	@echo "make demo-images  train an image detector on Fashion-MNIST and write a page of maps (about 12 minutes; DATA=folder with tfds/)"
 	@echo "make test    run the tests (under 15 minutes on 2 cores)"
 	@echo "make slow    run the tests marked slow as well"
 	@echo "make lint    ruff and pyright"
@@ -32,6 +33,10 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/jaxad demo
+
+demo-images: $(VENV)/demo.stamp
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[data]'
+	$(BIN)/python -m experiments.demo_images $(if $(DATA),--data-dir $(DATA),--download)
 
 test: $(VENV)/dev.stamp
 	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=15

@@ -4,7 +4,19 @@ Underneath, pure functions (``noise``, ``denoising``, ``sampling``, ``scoring``)
 scikit-learn estimators (``DiffusionDetector`` and friends).
 """
 
-from jaxad import closed_form, data, denoisers, denoising, metrics, noise, sampling, scoring, sharding, training
+from jaxad import (
+    closed_form,
+    data,
+    denoisers,
+    denoising,
+    localisation,
+    metrics,
+    noise,
+    sampling,
+    scoring,
+    sharding,
+    training,
+)
 from jaxad.detectors import (
     COPOD,
     ECOD,
@@ -13,6 +25,7 @@ from jaxad.detectors import (
     DTECategorical,
     DTEInverseGamma,
     DTENonParametric,
+    ImageDetector,
     KNNDetector,
     MahalanobisDetector,
     SquaredNorm,
@@ -30,6 +43,7 @@ __all__ = [
     "DTEInverseGamma",
     "DTENonParametric",
     "DiffusionDetector",
+    "ImageDetector",
     "KNNDetector",
     "MahalanobisDetector",
     "SquaredNorm",
@@ -39,6 +53,7 @@ __all__ = [
     "denoising",
     "evaluate",
     "fit_many",
+    "localisation",
     "metrics",
     "noise",
     "sampling",
