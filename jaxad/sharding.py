@@ -1,4 +1,4 @@
-"""Placement on many devices: parameters everywhere, a batch cut along its rows.
+"""Placement on many devices: parameters everywhere, or cut where they would not fit, a batch cut along its rows.
 
 Data parallelism here is placement only; the compiled function stays the same and XLA inserts the communication.
 """
@@ -30,6 +30,40 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of every array on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def parameter_sharding(tree: Any, mesh: Mesh) -> Any:
+    """Where ``shard_parameters`` puts every leaf, as a tree of shardings: for a state that is too large to be made on one device.
+
+    ``tree`` holds arrays, or shapes only (``jax.eval_shape``); as ``out_shardings`` of a compiled ``init`` the result makes every device
+    draw its own part.
+
+    >>> mesh, shape = data_mesh(jax.devices()[:1]), jax.ShapeDtypeStruct((3, 4), jnp.float32)
+    >>> jax.jit(jnp.zeros_like, out_shardings=parameter_sharding(shape, mesh))(shape).sharding.spec
+    P('data',)
+    """
+
+    def of_leaf(leaf):
+        axis = next((axis for axis, size in enumerate(jnp.shape(leaf)) if size and size % mesh.size == 0), None)
+        cut = () if axis is None else (*(None,) * axis, BATCH_AXIS)
+        return NamedSharding(mesh, PartitionSpec(*cut))
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def shard_parameters(tree: Any, mesh: Mesh) -> Any:
+    """Parameters that do not fit on one device, or a whole ``TrainState``: every leaf cut along its first axis that the devices divide.
+
+    Leaves without such an axis (the step, a key, odd sizes) are copied to every device. A training step on the result is the one
+    on ``replicate``: XLA gathers a layer where it is needed, and averages, optimizer state and the new parameters stay cut (ZeRO,
+    Rajbhandari et al. 2020, arXiv 1910.02054), so each device holds about ``1 / mesh.size`` of the state.
+
+    >>> mesh = data_mesh(jax.devices()[:1])
+    >>> params = shard_parameters({"kernel": jnp.ones((3, 4)), "scale": jnp.float32(1)}, mesh)
+    >>> params["kernel"].sharding.spec, params["scale"].sharding.spec
+    (P('data',), P())
+    """
+    return jax.device_put(tree, parameter_sharding(tree, mesh))
 
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:

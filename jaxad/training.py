@@ -2,6 +2,9 @@
 
 A loss is a pure function ``(key, params, x, schedule) -> scalar`` made by a cached factory (``simple_loss``, ``hybrid_loss``), so that
 equal settings are the *same* object and a second ``fit`` finds the compiled program of the first. The same goes for optimizers.
+
+What noise is trained on is a setting too (``draw``): with ``coarse.pyramid_noise`` in its place an image model learns to undo noise as
+large as the anomalies it is to find, and its scores and maps take the same ``draw``.
 """
 
 from collections.abc import Callable
@@ -20,6 +23,9 @@ from jaxad.noise import VELOCITY, NoiseLevel, Prediction, add_noise, expand, pos
 
 Loss = Callable[..., Array]
 """``(key, params, x [batch, *sample], schedule [levels], *, train=True, axis_name=None) -> scalar``; dropout only when training."""
+
+Draw = Callable[[Array, tuple[int, ...], Any], Array]
+"""``(key, shape, dtype) -> noise`` of unit variance, that of ``scoring.Draw``; a plain function, or a ``partial`` with keywords."""
 
 
 @flax.struct.dataclass
@@ -88,8 +94,24 @@ def draw_rows(draw: Callable[[int], Array], batch: int, axis_name: str | None) -
     return jax.lax.dynamic_slice_in_dim(everything, jax.lax.axis_index(axis_name) * batch, batch)
 
 
-def draw_levels_and_noise(key, x, schedule, axis_name=None):
-    """One level per row, spread evenly over the schedule (a single random offset: less variance than independent levels)."""
+def draw_levels_and_noise(
+    key: Array,
+    x: Float[Array, "batch *sample"],
+    schedule: NoiseLevel,
+    axis_name: str | None = None,
+    *,
+    draw: Draw = jax.random.normal,
+) -> tuple[Int[Array, " batch"], Float[Array, "batch *sample"]]:
+    """What one training batch is spoilt with: ``(index into the schedule, unit-variance noise)`` for every row.
+
+    Levels are spread evenly over the schedule (a single random offset: less variance than independent levels). ``draw`` gets the shape of
+    the whole batch, on all devices together if ``axis_name`` is given, and is to treat its rows independently.
+
+    >>> from jaxad import noise
+    >>> index, eps = draw_levels_and_noise(jax.random.key(0), jnp.zeros((4, 3)), noise.cosine(8))
+    >>> [int(step) for step in jnp.diff(jnp.sort(index))], eps.shape
+    ([2, 2, 2], (4, 3))
+    """
     level_key, noise_key = jax.random.split(key)
     num_levels, batch = len(schedule), x.shape[0]
 
@@ -98,7 +120,7 @@ def draw_levels_and_noise(key, x, schedule, axis_name=None):
         return ((jnp.arange(rows) + offset) / rows * num_levels).astype(jnp.int32) % num_levels
 
     index = draw_rows(stratified, batch, axis_name)
-    noise = draw_rows(lambda rows: jax.random.normal(noise_key, (rows, *x.shape[1:]), x.dtype), batch, axis_name)
+    noise = draw_rows(lambda rows: draw(noise_key, (rows, *x.shape[1:]), x.dtype), batch, axis_name)
     return index, noise
 
 
@@ -106,19 +128,50 @@ def _per_row_mean(values):
     return jnp.mean(values, axis=tuple(range(1, values.ndim)))
 
 
+def _one_object(draw: Draw) -> Draw:
+    """The first of all equal partials: partials compare by identity, and every new one would be a recompilation."""
+    if not isinstance(draw, partial):
+        return draw
+    try:
+        return _known_partial(draw.func, draw.args, tuple(sorted(draw.keywords.items())))
+    except TypeError:  # arrays among the settings, which cannot be compared: itself alone
+        return draw
+
+
 @cache
+def _known_partial(function, arguments, keywords):
+    return partial(function, *arguments, **dict(keywords))
+
+
 def simple_loss(
-    network: Any, prediction: Prediction = VELOCITY, weight: Callable[[Array], Array] | None = None
+    network: Any,
+    prediction: Prediction = VELOCITY,
+    weight: Callable[[Array], Array] | None = None,
+    *,
+    draw: Draw = jax.random.normal,
 ) -> Loss:
     """The denoising loss (Ho et al. 2020, eq. 14): squared error of whatever the network predicts, mean over elements and rows.
 
     With ``weight`` (``min_snr()``, or ``uniform``) the error of the *clean estimate* times ``weight(SNR)`` is taken instead, which for
     ``min_snr`` equals the published ``min(SNR, g) / SNR`` on noise and ``min(SNR, g) / (SNR + 1)`` on velocity prediction.
-    """
+    ``draw`` is the noise to learn on: ``partial(coarse.pyramid_noise, coarsest=16)`` for coarse noise (AnoDDPM, Wyatt et al. 2022); the
+    scores of the trained network want the same one. Equal settings, an equal ``partial`` included, give the same object.
 
+    >>> from jaxad.coarse import pyramid_noise
+    >>> from jaxad.denoisers import DiT
+    >>> network = DiT(hidden=16, depth=1, heads=2, patch_size=4)
+    >>> loss = simple_loss(network, draw=partial(pyramid_noise, coarsest=16))
+    >>> loss is simple_loss(network, draw=partial(pyramid_noise, coarsest=16)), loss is simple_loss(network)
+    (True, False)
+    """
+    return _simple_loss(network, prediction, weight, _one_object(draw))
+
+
+@cache
+def _simple_loss(network, prediction, weight, draw) -> Loss:
     def loss(key, params, x, schedule, *, train=True, axis_name=None):
         draw_key, dropout_key = jax.random.split(key)
-        index, noise = draw_levels_and_noise(draw_key, x, schedule, axis_name)
+        index, noise = draw_levels_and_noise(draw_key, x, schedule, axis_name, draw=draw)
         level = schedule[index]
         noisy = add_noise(x, noise, level)
         output, _ = network_output(network, params, noisy, level, dropout_key=dropout_key if train else None)
@@ -130,14 +183,17 @@ def simple_loss(
     return loss
 
 
-@cache
-def hybrid_loss(network: Any, prediction: Prediction = VELOCITY, *, vlb_weight: float = 1.0) -> Loss:
+def hybrid_loss(
+    network: Any, prediction: Prediction = VELOCITY, *, vlb_weight: float = 1.0, draw: Draw = jax.random.normal
+) -> Loss:
     """Learned variance (Nichol & Dhariwal 2021, section 3.1; the seed paper's section 3.4): ``L_simple + vlb_weight * L_vlb``.
 
     The network (``learned_variance=True``) puts the reverse variance between beta and beta tilde on a log scale. L_vlb, in nats per
     element, trains only that: the mean inside it is behind a stop-gradient. The term of the cleanest level is the Gaussian
     log-likelihood of the continuous data, and the smallest variance of that level is that of the next one.
-    DiT and RealNet use ``vlb_weight=1``; improved-diffusion's rescaled loss is ``vlb_weight = levels / 1000``.
+    DiT and RealNet use ``vlb_weight=1``; improved-diffusion's rescaled loss is ``vlb_weight = levels / 1000``. With a ``draw`` whose
+    pixels depend on each other, as in ``simple_loss``, every pixel by itself still has the posterior that the terms are made of, but
+    their sum is no longer a bound for the picture.
 
     Raises:
         ValueError: the network has no variance output.
@@ -146,10 +202,14 @@ def hybrid_loss(network: Any, prediction: Prediction = VELOCITY, *, vlb_weight: 
         raise ValueError(
             f"the hybrid loss trains a variance: build the network with learned_variance=True, got {network!r}"
         )
+    return _hybrid_loss(network, prediction, vlb_weight, _one_object(draw))
 
+
+@cache
+def _hybrid_loss(network, prediction, vlb_weight, draw) -> Loss:
     def loss(key, params, x, schedule, *, train=True, axis_name=None):
         draw_key, dropout_key = jax.random.split(key)
-        index, noise = draw_levels_and_noise(draw_key, x, schedule, axis_name)
+        index, noise = draw_levels_and_noise(draw_key, x, schedule, axis_name, draw=draw)
         level = schedule[index]
         noisy = add_noise(x, noise, level)
         output, interpolation = network_output(

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from jaxad.denoising import Denoise, Variance
 from jaxad.noise import NoiseLevel, add_noise, expand, noise_from_clean
 from jaxad.sampling import ancestral, ddim, fixed_small, no_variance
-from jaxad.scoring.draws import MEMORY_BUDGET, mean_square, over_levels_and_draws
+from jaxad.scoring.draws import MEMORY_BUDGET, Draw, mean_square, over_levels_and_draws
 
 
 def reconstruction_error(
@@ -17,11 +17,13 @@ def reconstruction_error(
     levels: NoiseLevel,
     *,
     draws: int = 1,
+    draw: Draw = jax.random.normal,
     memory_budget: int = MEMORY_BUDGET,
 ) -> Float[Array, "levels batch"]:
     """Reconstruction in one jump: noise ``x`` to each level, denoise once, mean squared error per element.
 
-    Evaluations per row: ``levels * draws``. In the units of ``x`` squared.
+    ``draw`` is the noise's distribution, that of training: ``coarse.pyramid_noise`` if the network has learned on it. In the units of
+    ``x`` squared. Evaluations per row: ``levels * draws``.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxad import closed_form, noise
@@ -35,7 +37,7 @@ def reconstruction_error(
     def one(_, noise, level):
         return mean_square(denoise(add_noise(x, noise, level), level) - x)
 
-    return over_levels_and_draws(one, key, x, levels, draws, memory_budget)
+    return over_levels_and_draws(one, key, x, levels, draws, memory_budget, draw=draw)
 
 
 def denoising_error(
@@ -45,19 +47,20 @@ def denoising_error(
     levels: NoiseLevel,
     *,
     draws: int = 1,
+    draw: Draw = jax.random.normal,
     memory_budget: int = MEMORY_BUDGET,
 ) -> Float[Array, "levels batch"]:
     """The training loss per row and level: mean squared error of the predicted noise, ``SNR`` times the one-jump reconstruction error.
 
     For data from N(0, S) and the exact denoiser, normal rows average ``mean_k alpha^2 l_k / (alpha^2 l_k + sigma^2)`` over the
-    eigenvalues ``l_k`` of S. Evaluations per row: ``levels * draws``.
+    eigenvalues ``l_k`` of S. ``draw`` is the noise's distribution, that of training. Evaluations per row: ``levels * draws``.
     """
 
     def one(_, noise, level):
         noisy = add_noise(x, noise, level)
         return mean_square(noise_from_clean(denoise(noisy, level), noisy, level) - noise)
 
-    return over_levels_and_draws(one, key, x, levels, draws, memory_budget)
+    return over_levels_and_draws(one, key, x, levels, draws, memory_budget, draw=draw)
 
 
 def flow_residual(
