@@ -33,8 +33,20 @@ SCORES = {
     "negative_log_likelihood": (LEVELS, 1),
     "time_posterior": (LEVELS, 2),
     "conditional_error": (LEVELS, 3),
+    "guided_reconstruction_error": (PATHS, 2),
+    "inpainting_error": (PATHS, 2),
+    "denoising_error_map": (LEVELS, 4),
+    "reconstruction_error_map": (LEVELS, 4),
+    "guided_reconstruction_map": (PATHS, 2),
+    "inpainting_error_map": (PATHS, 2),
+    "norm_guided_error_map": (LEVELS[np.array([[0, 2], [1, 3]])], 2),
 }
-OPTIONS = {"negative_log_likelihood": {"exact": False}, "time_posterior": {"exact": False}}
+OPTIONS = {
+    "negative_log_likelihood": {"exact": False},
+    "time_posterior": {"exact": False},
+    "inpainting_error": {"block": 1},
+    "inpainting_error_map": {"block": 1},
+}
 every_score = pytest.mark.parametrize("name", SCORES)
 MIXING = jnp.asarray(np.random.default_rng(5).normal(size=(3, 3)), jnp.float32)
 ROWS = jnp.asarray(np.random.default_rng(6).normal(size=(12, 3)), jnp.float32)
@@ -42,12 +54,22 @@ ROWS = jnp.asarray(np.random.default_rng(6).normal(size=(12, 3)), jnp.float32)
 
 def denoise(noisy, level):
     """Smooth, not linear, each row for itself, and a function of ``z / alpha`` and ``sigma / alpha`` alone."""
-    scaled = noisy / noise.expand(level.alpha, noisy)
-    return jnp.tanh(scaled @ MIXING.astype(noisy.dtype) + 0.3) / noise.expand(1 + level.sigma / level.alpha, noisy)
+    rows = noisy.reshape(len(noisy), -1)
+    scaled = rows / noise.expand(level.alpha, rows)
+    clean = jnp.tanh(scaled @ MIXING.astype(noisy.dtype) + 0.3) / noise.expand(1 + level.sigma / level.alpha, rows)
+    return clean.reshape(noisy.shape)
+
+
+def as_seen(name, x):
+    """Rows of three values; scores of images get pictures of three pixels."""
+    return x.reshape(-1, 3, 1, 1) if name.endswith("_map") or "inpainting" in name else x
 
 
 def run(name, key, x, **options):
-    return getattr(scoring, name)(key, denoise, x, SCORES[name][0], draws=3, **OPTIONS.get(name, {}), **options)
+    """The score of ``x [rows, 3]``; of a map, its sum."""
+    score, levels = getattr(scoring, name), SCORES[name][0]
+    values = score(key, denoise, as_seen(name, x), levels, draws=3, **OPTIONS.get(name, {}), **options)
+    return values.sum(axis=(2, 3)) if name.endswith("_map") else values
 
 
 @cache
@@ -111,14 +133,17 @@ def test_a_scores_gradient_is_that_of_finite_differences(name):
 @every_score
 def test_a_score_needs_a_draw(name):
     with pytest.raises(ValueError, match="at least one noise draw, got draws=0"):
-        getattr(scoring, name)(jax.random.key(0), denoise, ROWS, SCORES[name][0], draws=0)
+        getattr(scoring, name)(
+            jax.random.key(0), denoise, as_seen(name, ROWS), SCORES[name][0], draws=0, **OPTIONS.get(name, {})
+        )
 
 
-@every_score
+@pytest.mark.parametrize("name", [name for name in SCORES if not name.endswith("_map")])
 def test_a_detectors_own_levels_suit_the_score_and_a_partial_of_it(name):
-    score = partial(getattr(scoring, name), memory_budget=2**20)
+    score = partial(getattr(scoring, name), memory_budget=2**20, **OPTIONS.get(name, {}))
     levels = default_levels(score).to(jnp.float32)
-    shape = jax.eval_shape(lambda x: score(jax.random.key(0), denoise, x, levels, draws=1), ROWS).shape
+    seen = as_seen(name, ROWS)
+    shape = jax.eval_shape(lambda x: score(jax.random.key(0), denoise, x, levels, draws=1), seen).shape
     assert shape[1:] == (len(ROWS),)
     assert (np.diff(default_levels(score).log_snr, axis=-1) < 0).all()
 

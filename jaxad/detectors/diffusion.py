@@ -39,6 +39,8 @@ _LEVELS = {
     # The published setting (DTE's repository).
     scoring.unnoised_reverse_error: lambda: noise.linear(1000, beta_end=1e-2)[:250][None],
     scoring.projection_regret: lambda: noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)[_PAIRS],
+    scoring.guided_reconstruction_error: lambda: noise.reverse_paths(noise.linear(1000), [249], 10),
+    scoring.inpainting_error: lambda: noise.cosine(1000)[::40][None],
     scoring.path_statistics: lambda: noise.linear(1000)[::100],
     scoring.path_curvature: lambda: noise.linear(1000)[::100],
     scoring.variational_bound: lambda: noise.log_uniform(50, sigma_min=0.02, sigma_max=20.0),

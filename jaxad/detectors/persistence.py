@@ -73,6 +73,8 @@ ALLOWED: dict[str, dict[str, Any]] = {
         scoring.negative_log_likelihood,
         scoring.time_posterior,
         scoring.conditional_error,
+        scoring.guided_reconstruction_error,
+        scoring.inpainting_error,
     ),
     "variance": _by_name(sampling.fixed_small, sampling.fixed_large, sampling.no_variance),
     "aggregate": {
