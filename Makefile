@@ -42,7 +42,7 @@ test: $(VENV)/dev.stamp
 	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=15
 
 slow: $(VENV)/dev.stamp
-	JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --timeout=3600
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 JAXAD_DATA_DIR=$(DATA) $(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --timeout=3600
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -154,7 +154,7 @@ def test_settings_out_of_range_are_refused_before_training(settings, message):
 # ------------------------------------------------------------------------------------------------------ several at once
 
 
-@pytest.mark.parametrize("num_steps", [200, 1400])
+@pytest.mark.parametrize("num_steps", [200, pytest.param(1400, marks=pytest.mark.slow)])
 def test_networks_trained_together_are_those_trained_alone(num_steps):
     """Tables of different lengths in one vmapped program: losses, parameters and stopping as in separate fits."""
     rng = np.random.default_rng(0)
