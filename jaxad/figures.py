@@ -174,6 +174,44 @@ def spread(values: Mapping[str, Sequence[float]], *, label: str, picture: str = 
     return _render(draw, (6.6, height), picture)
 
 
+def lines(
+    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[float]]]], *, label: str, picture: str = "svg"
+) -> bytes:
+    """One panel per entry, side by side: ``{name of the axis: (values, {detector: fractions in [0, 1], one per value})}``.
+
+    The axis is logarithmic; ``label`` names the other one.
+
+    Raises:
+        ValueError: no panel, or a detector with other than one number per value.
+
+    >>> lines({"rows": ([100, 1000], {"knn": [0.7, 0.8]})}, label="AUROC in %")[:4]
+    b'<svg'
+    """
+    if not panels or any(
+        len(numbers) != len(values) for values, drawn in panels.values() for numbers in drawn.values()
+    ):
+        raise ValueError("a picture of lines needs panels with one number per value and detector")
+
+    def draw(figure):
+        handles: dict[str, Any] = {}
+        width = 0.68 / len(panels)
+        for index, (name, (values, drawn)) in enumerate(panels.items()):
+            axes = figure.add_axes((0.08 + index * width, 0.15, width - 0.05, 0.78))
+            for number, (detector, fractions) in enumerate(drawn.items()):
+                style = _style(number)
+                (handles[_name(detector, 30)],) = axes.plot(
+                    values, 100 * np.asarray(fractions, np.float64), marker="o", markersize=3.5, linewidth=1.4, **style
+                )
+            axes.set_xscale("log")
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.minorticks_off()
+            axes.set(xlabel=name, ylabel=label if index == 0 else None)
+            _frame(axes)
+        figure.legend(handles.values(), handles, loc="upper left", bbox_to_anchor=(0.75, 0.95), frameon=False)
+
+    return _render(draw, (8.6, 3.2), picture)
+
+
 def _cliques(ranks: np.ndarray, difference: float) -> list[tuple[float, float]]:
     """First and last of every longest run of sorted ``ranks`` that lies within ``difference``."""
     bars, reached = [], -1
