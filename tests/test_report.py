@@ -212,6 +212,9 @@ PICTURES = {
     "spread": lambda names, picture: figures.spread(
         {n: [0.5, 0.9] for n in names}, label="AUROC in %", picture=picture
     ),
+    "lines": lambda names, picture: figures.lines(
+        {"rows": ([10, 100], {n: [0.5, 0.9] for n in names})}, label="AUROC in %", picture=picture
+    ),
 }
 
 
@@ -248,6 +251,8 @@ def test_pictures_refuse_what_they_cannot_show():
         figures.critical_difference(["a", "b", "c"], np.ones((1, 3)))
     with pytest.raises(ValueError, match="at least one value"):
         figures.spread({"a": []}, label="AUROC")
+    with pytest.raises(ValueError, match="one number per value"):
+        figures.lines({"rows": ([10, 100], {"a": [0.5]})}, label="AUROC")
 
 
 def test_bars_join_the_longest_runs_within_the_difference():
