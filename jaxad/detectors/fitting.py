@@ -21,6 +21,9 @@ FARTHEST = 1e5
 SCORING_BATCH = 1024
 """Rows scored at once; fewer are padded to the next of 64, 256, 1024, so a few compiled programs serve every call."""
 
+PICTURES_AT_ONCE = 128
+"""The same for pictures, of which levels and draws make many copies and the network's layers many more: 1,024 of 28 x 28 took 5 GiB."""
+
 
 class Standardiser(NamedTuple):
     """Column means and spreads of the training rows; for images one pair per channel."""
@@ -286,7 +289,7 @@ class _ProgressBar:
 def score_in_batches(score: Callable[[Any], Any], rows: np.ndarray, mesh: Mesh | None = None) -> np.ndarray:
     """``score(batch) -> [..., batch]`` over all rows in batches of few fixed sizes, memory flat in their number."""
     pieces = []
-    most = _at_once(SCORING_BATCH, rows)
+    most = _at_once(SCORING_BATCH if rows.ndim == 2 else PICTURES_AT_ONCE, rows)
     for start in range(0, len(rows), most):
         piece = rows[start : start + most]
         size = next(size for size in (min(64, most), min(256, most), most) if size >= len(piece))
