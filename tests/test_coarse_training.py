@@ -17,8 +17,6 @@ from jaxad.denoising import make_denoiser, network_output
 SCHEDULE = noise.cosine(50).to(jnp.float32)
 NETWORK = DiT(hidden=16, depth=1, heads=2, patch_size=4)
 DRAW = partial(pyramid_noise, coarsest=4, octaves=2)
-# Without optimisation, which would cost more than it saves.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def pictures(rows, size=8):
@@ -63,9 +61,9 @@ def test_the_loss_is_its_formula_on_that_noise(learned_variance):
     network = NETWORK.clone(learned_variance=learned_variance)
     factory = training.hybrid_loss if learned_variance else training.simple_loss
     params = random_params(network, X)
-    value = quick_jit(factory(network, noise.NOISE, draw=DRAW))(jax.random.key(4), params, X, SCHEDULE)
+    value = jax.jit(factory(network, noise.NOISE, draw=DRAW))(jax.random.key(4), params, X, SCHEDULE)
 
-    @quick_jit
+    @jax.jit
     def formula(params):
         draw_key, _ = jax.random.split(jax.random.key(4))
         index, eps = training.draw_levels_and_noise(draw_key, X, SCHEDULE, draw=DRAW)
@@ -78,7 +76,7 @@ def test_the_loss_is_its_formula_on_that_noise(learned_variance):
         return simple + training.vlb_terms(clean, interpolation, X, index, SCHEDULE).mean()
 
     np.testing.assert_allclose(value, formula(params), rtol=1e-4)
-    white = quick_jit(factory(network, noise.NOISE))(jax.random.key(4), params, X, SCHEDULE)
+    white = jax.jit(factory(network, noise.NOISE))(jax.random.key(4), params, X, SCHEDULE)
     assert abs(value - white) > 1e-3 * abs(white)
 
 
@@ -131,8 +129,8 @@ def test_a_network_undoes_the_noise_it_was_trained_on_better(trained):
     """The wrong noise in scoring is not the denoiser's training loss: it is larger."""
     denoise = make_denoiser(NETWORK, trained[0].ema)
     levels = SCHEDULE[np.array([10, 20, 30])]
-    score = quick_jit(lambda x: scoring.denoising_error(jax.random.key(5), denoise, x, levels, draws=8, draw=DRAW))
-    white = quick_jit(lambda x: scoring.denoising_error(jax.random.key(5), denoise, x, levels, draws=8))
+    score = jax.jit(lambda x: scoring.denoising_error(jax.random.key(5), denoise, x, levels, draws=8, draw=DRAW))
+    white = jax.jit(lambda x: scoring.denoising_error(jax.random.key(5), denoise, x, levels, draws=8))
     assert (score(X).mean(axis=1) < white(X).mean(axis=1)).all()
 
 
@@ -147,8 +145,8 @@ def test_eight_devices_draw_the_coarse_noise_of_one():
         return jax.lax.pmean(value, sharding.BATCH_AXIS)
 
     specs = dict(in_specs=(everywhere, everywhere, rows), out_specs=everywhere)
-    mapped = quick_jit(jax.shard_map(mean, mesh=sharding.data_mesh(), **specs))
-    expected = quick_jit(loss)(jax.random.key(6), params, X, SCHEDULE)
+    mapped = jax.jit(jax.shard_map(mean, mesh=sharding.data_mesh(), **specs))
+    expected = jax.jit(loss)(jax.random.key(6), params, X, SCHEDULE)
     np.testing.assert_allclose(mapped(jax.random.key(6), params, X), expected, rtol=1e-5)
 
 
@@ -169,7 +167,7 @@ def squeeze(noisy, level):
 def test_a_score_is_the_mean_of_the_map_with_the_same_draw_and_key(pair, draw):
     levels = SCHEDULE[np.array([10, 30])]
 
-    @quick_jit
+    @jax.jit
     def run(x):
         options = dict(draws=3, draw=draw)
         key, other = jax.random.key(2), partial(pyramid_noise, coarsest=8, octaves=1)
@@ -187,7 +185,7 @@ def test_a_score_is_the_mean_of_the_map_with_the_same_draw_and_key(pair, draw):
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_white_noise_is_the_default(pair):
     def run(**options):
-        return quick_jit(lambda x: pair[0](jax.random.key(2), squeeze, x, SCHEDULE[10:12], **options))(X[:6])
+        return jax.jit(lambda x: pair[0](jax.random.key(2), squeeze, x, SCHEDULE[10:12], **options))(X[:6])
 
     np.testing.assert_array_equal(run(), run(draw=jax.random.normal))
 

@@ -31,18 +31,10 @@ OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 # For the cut state the optimizer with more state. Its epsilon keeps gradients of nearly 0 from being blown up to a whole step.
 ADAM = optax.adam(1e-2, eps=1e-3)
 EVERYWHERE, ROWS = PartitionSpec(), PartitionSpec(AXIS)
-# Compiling is nearly all that this file does: without optimisation, and without the slower of XLA's two code generators.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-quick_jit = partial(jax.jit, compiler_options=QUICK)
 
 pytestmark = pytest.mark.skipif(jax.device_count() != NUM_DEVICES, reason="needs eight simulated devices")
 # The U-Net takes long to compile.
 every_network = pytest.mark.parametrize("name", ["dit", pytest.param("unet", marks=pytest.mark.slow)])
-
-
-def compiled(function, *arguments, **static):
-    """As ``quick_jit``, for ``pmap`` and the library's own compiled functions, which take no options."""
-    return function.lower(*arguments, **static).compile(compiler_options=QUICK)
 
 
 def mesh_of(count):
@@ -89,25 +81,24 @@ def repeated(step, state, x):
 
 @cache
 def on_one_device(name, optimizer=OPTIMIZER):
-    return repeated(quick_jit(step_of(name, optimizer)), start(name, optimizer), X)
+    return repeated(jax.jit(step_of(name, optimizer)), start(name, optimizer), X)
 
 
 def through_a_mesh(name, count):
     mesh = mesh_of(count)
     state, x = sharding.replicate(start(name), mesh), sharding.shard_batch(X, mesh)
-    return repeated(quick_jit(step_of(name)), state, x)
+    return repeated(jax.jit(step_of(name)), state, x)
 
 
 def through_shard_map(name, count):
     specs = dict(in_specs=(EVERYWHERE, ROWS, EVERYWHERE), out_specs=EVERYWHERE)
     mapped = jax.shard_map(partial(step_of(name), axis_name=AXIS), mesh=mesh_of(count), **specs)
-    return repeated(quick_jit(mapped), start(name), X)
+    return repeated(jax.jit(mapped), start(name), X)
 
 
 def through_pmap(name, count):
     mapped = jax.pmap(partial(step_of(name), axis_name=AXIS), AXIS, in_axes=(None, 0, None))
     x, key = X.reshape(count, -1, *X.shape[1:]), start(name).key
-    mapped = compiled(mapped, start(name), x, SCHEDULE)
 
     def of_one(leaf):
         leaf = np.asarray(leaf)
@@ -170,7 +161,7 @@ def elements_on(device, tree):
 def test_a_state_cut_over_the_devices_trains_as_one_that_is_whole(name):
     mesh, whole = mesh_of(8), start(name, ADAM)
     state, x = sharding.shard_parameters(whole, mesh), sharding.shard_batch(X, mesh)
-    after_one, after_all, losses = repeated(quick_jit(step_of(name, ADAM)), state, x)
+    after_one, after_all, losses = repeated(jax.jit(step_of(name, ADAM)), state, x)
     expected_one, expected_all, expected_losses = on_one_device(name, ADAM)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
     for field in ("params", "ema", "opt_state"):
@@ -190,7 +181,7 @@ def test_a_chunk_of_steps_keeps_a_state_cut():
 
     def run(state, rows, schedule, **placement):
         arguments = state, rows, jnp.int32(16), schedule
-        return compiled(training.train_chunk, *arguments, **options, **placement)(*arguments)
+        return training.train_chunk(*arguments, **options, **placement)
 
     # Arrays of their own, because a chunk takes over the memory of its state.
     whole = jax.tree.map(jnp.array, start("dit", ADAM).replace(key=0)).replace(key=jax.random.key(0))
@@ -230,7 +221,7 @@ def test_a_state_may_be_made_where_it_will_lie():
         return training.init_state(key, network, ADAM, jnp.asarray(X[:1]), jnp.zeros(1))
 
     shardings = sharding.parameter_sharding(jax.eval_shape(init, jax.random.key(0)), mesh)
-    made = quick_jit(init, out_shardings=shardings)(jax.random.key(0))
+    made = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     placed = sharding.shard_parameters(init(jax.random.key(0)), mesh)
     assert specs_of(made) == specs_of(placed)
     assert_equal((made.params, made.ema, made.opt_state), (placed.params, placed.ema, placed.opt_state), 1e-6, 1e-7)
@@ -250,28 +241,28 @@ def score_of(name):
 
 @cache
 def scored_on_one_device(name):
-    return quick_jit(score_of(name))(start(name).params, X)
+    return jax.jit(score_of(name))(start(name).params, X)
 
 
 def score_through_a_mesh(name, count):
     mesh = mesh_of(count)
-    return quick_jit(score_of(name))(sharding.replicate(start(name).params, mesh), sharding.shard_batch(X, mesh))
+    return jax.jit(score_of(name))(sharding.replicate(start(name).params, mesh), sharding.shard_batch(X, mesh))
 
 
 def score_with_cut_parameters(name, count):
     mesh = mesh_of(count)
-    return quick_jit(score_of(name))(sharding.shard_parameters(start(name).params, mesh), sharding.shard_batch(X, mesh))
+    return jax.jit(score_of(name))(sharding.shard_parameters(start(name).params, mesh), sharding.shard_batch(X, mesh))
 
 
 def score_through_shard_map(name, count):
     specs = dict(in_specs=(EVERYWHERE, ROWS), out_specs=PartitionSpec(None, AXIS))
-    return quick_jit(jax.shard_map(score_of(name), mesh=mesh_of(count), **specs))(start(name).params, X)
+    return jax.jit(jax.shard_map(score_of(name), mesh=mesh_of(count), **specs))(start(name).params, X)
 
 
 def score_through_pmap(name, count):
     mapped = jax.pmap(score_of(name), in_axes=(None, 0), out_axes=1)
     arguments = start(name).params, X.reshape(count, -1, *X.shape[1:])
-    results = compiled(mapped, *arguments)(*arguments)
+    results = mapped(*arguments)
     return [np.reshape(result, (len(LEVELS), len(X), *result.shape[3:])) for result in results]
 
 

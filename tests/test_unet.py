@@ -33,11 +33,9 @@ CASES = {
 }
 LOG_SNR = jnp.array([-6.0, -1.0, 0.0, 5.0])
 
-# Compiled whole, because op by op every small network would cost seconds, and without optimisation, which costs more.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-
-@partial(quick_jit, static_argnums=0, static_argnames="train")
+# Compiled whole, because op by op every small network would cost seconds.
+@partial(jax.jit, static_argnums=0, static_argnames="train")
 def apply(network, params, *inputs, **options):
     return network.apply({"params": params}, *inputs, **options)
 
@@ -78,7 +76,7 @@ def case(request):
 
 def test_untrained_output_is_exactly_zero_with_the_promised_shape(case):
     network, _, x = case
-    output, _ = quick_jit(network.init_with_output)(jax.random.key(0), x, LOG_SNR)
+    output, _ = jax.jit(network.init_with_output)(jax.random.key(0), x, LOG_SNR)
     assert output.shape == (*x.shape[:-1], x.shape[-1] * (2 if network.learned_variance else 1))
     np.testing.assert_array_equal(output, 0)
 
@@ -95,7 +93,7 @@ def test_a_row_depends_on_itself_alone_and_on_its_level(case):
 
 def test_every_parameter_gets_a_gradient(case):
     network, params, x = case
-    gradient = quick_jit(jax.grad(lambda p: jnp.mean(network.apply({"params": p}, x, LOG_SNR) ** 2)))(params)
+    gradient = jax.jit(jax.grad(lambda p: jnp.mean(network.apply({"params": p}, x, LOG_SNR) ** 2)))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         # A constant added to all keys leaves the softmax as it is, so a third of the qkv bias has none.
         assert np.abs(leaf).max() > 1e-8, jax.tree_util.keystr(path)
@@ -147,7 +145,7 @@ def test_it_is_a_denoiser():
     level = NoiseLevel(jnp.float32(0.8), jnp.float32(0.6))
     log_snr = jnp.full(4, 2 * np.log(0.8 / 0.6), jnp.float32)
     velocity = apply(network, params, x, log_snr)[..., :3]
-    np.testing.assert_allclose(quick_jit(denoise)(x, level), 0.8 * x - 0.6 * velocity, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(denoise)(x, level), 0.8 * x - 0.6 * velocity, atol=1e-4)
     assert velocity.std() > 0.01
 
 
@@ -221,7 +219,7 @@ def test_dropout_acts_in_training_alone(remat):
     network, x = UNet(**TINY, dropout=0.5, remat=remat), random(1, (4, 8, 8, 3))
     params = random_params(network, x)
 
-    @quick_jit
+    @jax.jit
     def training(key):
         return network.apply({"params": params}, x, LOG_SNR, train=True, rngs={"dropout": key})
 
@@ -253,7 +251,7 @@ def test_half_precision_is_inside_only(build, dtype):
     assert output.dtype == jnp.float32
     assert 0 < abs(output - exact).max() < 0.1 * abs(exact).max()
 
-    capture = quick_jit(partial(half.apply, capture_intermediates=True, mutable=["intermediates"]))
+    capture = jax.jit(partial(half.apply, capture_intermediates=True, mutable=["intermediates"]))
     _, state = capture({"params": params}, x, LOG_SNR, label)
     captured = {
         jax.tree_util.keystr(path): leaf.dtype
@@ -277,7 +275,7 @@ def test_recomputation_changes_no_number_and_no_name(build):
     assert jax.tree.structure(shapes_of(remat, x.shape)) == jax.tree.structure(params)
 
     def gradient(network):
-        return quick_jit(jax.grad(lambda p: jnp.mean(network.apply({"params": p}, x, LOG_SNR) ** 2)))(params)
+        return jax.jit(jax.grad(lambda p: jnp.mean(network.apply({"params": p}, x, LOG_SNR) ** 2)))(params)
 
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-4), gradient(remat), gradient(plain))
     lowered = jax.jit(jax.grad(lambda p: jnp.mean(remat.apply({"params": p}, x, LOG_SNR) ** 2))).lower(params)

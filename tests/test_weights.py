@@ -53,8 +53,7 @@ def torch_output(torch, model, x, *extra):
     return getattr(output, "sample", output).numpy().transpose(0, 2, 3, 1)
 
 
-# Compiled without optimisation, which would take most of the time.
-@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+@partial(jax.jit, static_argnums=0)
 def apply(network, params, *inputs):
     return network.apply({"params": params}, *inputs)
 
