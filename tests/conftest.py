@@ -15,6 +15,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxad import cli
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
@@ -52,6 +54,14 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.section(title)
             for line in lines:
                 terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_compilation_cache():
+    """Tests leave the user's cache and this process's settings alone."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import jaxad
 
 from experiments import render
 from jaxad import cli, data, sweep
@@ -26,12 +27,6 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
 ]
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-
-
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch):
-    """Tests leave the user's cache and this process's settings alone."""
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
 
 
 # ------------------------------------------------------------------------------------------------------------------- examples
@@ -203,19 +198,6 @@ def files(tmp_path):
     write_csv(tmp_path / "new.csv", x)
     write_csv(tmp_path / "labelled.csv", x, y)
     return tmp_path
-
-
-def jaxad(*words):
-    """The command in this process: its exit code."""
-    before = sys.argv
-    sys.argv = ["jaxad", *map(str, words)]
-    try:
-        cli.main()
-    except SystemExit as finished:
-        return finished.code
-    finally:
-        sys.argv = before
-    return 0
 
 
 def read_scores(path):

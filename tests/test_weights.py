@@ -1,5 +1,6 @@
 """Published layouts against independent implementations: the same random weights, saved, loaded and run on both sides."""
 
+import json
 import math
 from functools import partial
 
@@ -7,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import jaxad
 from flax import serialization
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from jaxad.denoisers import MLP, DiT, UNet
@@ -122,6 +125,18 @@ def test_a_diffusers_unet_is_the_same_function(torch, diffusers, tmp_path, their
     params = load_weights(saved(model, tmp_path / "unet.safetensors"), network, (1, 8, 12, 3), **options)
     x = picture(8, 12)
     assert_same(our_output(network, params, x), torch_output(torch, model, x))
+
+
+def test_the_command_writes_them_under_our_names(torch, diffusers, tmp_path, capsys):
+    weights, out = saved(diffusers_unet(torch, diffusers), tmp_path / "unet.safetensors"), tmp_path / "ours.safetensors"
+    words = ("--network", json.dumps({"class": "UNet", **UNET}), "--size", 8)
+    assert jaxad("import-weights", weights, "--out", out, *words) == 0
+    assert "all matched" in " ".join(capsys.readouterr().out.split())
+    expected = load_weights(weights, UNet(**UNET), (1, 8, 8, 3))
+    written = load_file(out)
+    assert written.keys() == flatten_dict(expected, sep="/").keys()
+    for name, leaf in flatten_dict(expected, sep="/").items():
+        np.testing.assert_array_equal(written[name], leaf)
 
 
 def test_a_diffusers_class_table_gets_a_null_row_of_zeros(torch, diffusers, tmp_path):
