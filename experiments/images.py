@@ -5,7 +5,7 @@
 
 One class against the rest on MNIST, Fashion-MNIST and CIFAR-10 (up to 5,000 training pictures, 10,000 test pictures), 14 corruptions of
 MNIST-C (one fit), and magnetic tiles (`jaxad.data.suites`). Baselines see the same pixels: kNN (5th), the residual of principal
-components that hold 95 % of the variance, Mahalanobis on 200 components, isolation forest. Written to
+components that hold 95 % of the variance, Mahalanobis on 200 components, isolation forest, one-class SVM. Written to
 ``experiments/results/images.jsonl``; a task that is there is not run again. Expected: docs/images.md.
 """
 
@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
+from sklearn.svm import OneClassSVM
 
 from jaxad import data, localisation, metrics
 from jaxad.cli import exit_on_user_error, use_compilation_cache
@@ -53,27 +54,31 @@ def run(config: Config) -> None:
     name = "image detector" if config.maps else "image detector, looks alone"
     done = {(row["task"], row["detector"], row["seed"]) for row in read(config.out)}
     for task, load in tasks(config).items():
-        if all((test, name, config.seed) in done for test in names_of(task)):
+        missing = {
+            detector
+            for detector in (*BASELINES, name)
+            if any((test, detector, config.seed) not in done for test in names_of(task))
+        }
+        if not missing:
             continue
         train, tests = load()
-        x = train.x.astype(np.float32) / 255
-        measured = all((test, "knn", config.seed) in done for test in names_of(task))
-        detectors = {} if measured else baselines(config.seed)
-        pixels = x.reshape(len(x), -1)
-        fitted = {key: make(pixels) for key, make in detectors.items()}
+        for key in [key for key in BASELINES if key in missing]:
+            score = BASELINES[key](flat(train.x), config.seed)
+            for test_name, test in tests.items():
+                write(config, test_name, key, train, test, score(flat(test.x)))
+        if name not in missing:
+            continue
         started = time.perf_counter()
         image = ImageDetector(maps=config.maps, num_steps=config.num_steps, random_state=config.seed).fit(train.x)
         fit_seconds = time.perf_counter() - started
         for test_name, test in tests.items():
-            flat = test.x.reshape(len(test.x), -1).astype(np.float32) / 255
-            for key, score in fitted.items():
-                write(config, test_name, key, train, test, score(flat))
             started = time.perf_counter()
             by_view = image.scores_by_view(test.x)
             seconds = time.perf_counter() - started
             views = {view: round(metrics.auroc(test.y, z), 5) for view, z in by_view.items()}
-            scores = soft_maximum(by_view)
             more = {"fit_seconds": fit_seconds, "score_seconds": seconds, "views": views}
+            if config.maps:
+                more["num_steps"] = config.num_steps
             if config.maps and test.masks is not None:
                 maps = image.score_maps(test.x)
                 more |= {
@@ -82,7 +87,7 @@ def run(config: Config) -> None:
                     "aupro_30": localisation.aupro(test.masks, maps),
                     "aupro_05": localisation.aupro(test.masks, maps, limit=0.05),
                 }
-            write(config, test_name, name, train, test, scores, **more)
+            write(config, test_name, name, train, test, soft_maximum(by_view), **more)
 
 
 def tasks(config: Config) -> dict[str, Callable]:
@@ -116,26 +121,49 @@ def names_of(task: str) -> list[str]:
     return [f"mnist_c_{kind}" for kind in data.MNIST_C] if task == "mnist_c" else [task]
 
 
-def baselines(seed: int) -> dict[str, Callable]:
-    """``{name: training pixels in [0, 1] [rows, pixels] -> (pixels -> anomaly scores)}``."""
+def flat(pictures: np.ndarray) -> np.ndarray:
+    """Pixels in [0, 1], ``[rows, pixels]`` float32."""
+    return pictures.reshape(len(pictures), -1).astype(np.float32) / 255
 
-    def knn(x):
-        detector = KNNDetector(n_neighbors=5).fit(x)
-        return lambda rows: -detector.score_samples(rows)
 
-    def residual(x):
-        pca = PCA(0.95, svd_solver="full").fit(x)
-        return lambda rows: ((rows - pca.inverse_transform(pca.transform(rows))) ** 2).mean(axis=1)
+def knn(x, seed):
+    """The distance to the fifth neighbour."""
+    detector = KNNDetector(n_neighbors=5).fit(x)
+    return lambda rows: -detector.score_samples(rows)
 
-    def mahalanobis(x):
-        pca = PCA(min(200, *x.shape), svd_solver="full", whiten=True).fit(x)
-        return lambda rows: (pca.transform(rows) ** 2).sum(axis=1)
 
-    def forest(x):
-        model = IsolationForest(n_estimators=100, random_state=seed).fit(x)
-        return lambda rows: -model.score_samples(rows)
+def residual(x, seed):
+    """What the principal components that hold 95 % of the variance leave over."""
+    pca = PCA(0.95, svd_solver="full").fit(x)
+    return lambda rows: ((rows - pca.inverse_transform(pca.transform(rows))) ** 2).mean(axis=1)
 
-    return {"knn": knn, "pca residual": residual, "mahalanobis 200": mahalanobis, "iforest": forest}
+
+def mahalanobis(x, seed):
+    """Mahalanobis on 200 principal components."""
+    pca = PCA(min(200, *x.shape), svd_solver="full", whiten=True).fit(x)
+    return lambda rows: (pca.transform(rows) ** 2).sum(axis=1)
+
+
+def forest(x, seed):
+    """Isolation forest."""
+    model = IsolationForest(n_estimators=100, random_state=seed).fit(x)
+    return lambda rows: -model.score_samples(rows)
+
+
+def ocsvm(x, seed):
+    """One-class SVM with scikit-learn's own choice of the kernel's width."""
+    model = OneClassSVM(gamma="scale", nu=0.5).fit(x)
+    return lambda rows: -model.score_samples(rows)
+
+
+BASELINES: dict[str, Callable] = {
+    "knn": knn,
+    "pca residual": residual,
+    "mahalanobis 200": mahalanobis,
+    "iforest": forest,
+    "ocsvm": ocsvm,
+}
+"""``{name: (training pixels [rows, pixels], seed) -> (pixels -> anomaly scores)}``."""
 
 
 def read(path: Path) -> list[dict]:
