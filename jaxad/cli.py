@@ -22,6 +22,8 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
+from jaxad.runs import RunStopped
+
 DEMO_SETS = ("digits_3", "digits_8", "breast_cancer", "wine_0")
 DEMO_DETECTORS = ("iforest", "ocsvm", "copod", "knn", "recommended", "ddpm", "dit", "dte-c")
 SAVED = (
@@ -261,7 +263,7 @@ def _score_pictures(detector, reading, folder, out, page, maps, on_error) -> Non
     console.print(f"{len(normality)} pictures scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
     if maps is not None:
         partial_file = maps.with_name(maps.name + ".partial.npz")
-        np.savez_compressed(partial_file, maps=where, threshold=detector.map_threshold_, files=np.array(pictures.files))
+        np.savez_compressed(partial_file, maps=np.asarray(where), threshold=detector.map_threshold_, files=np.array(pictures.files))
         partial_file.replace(maps)
         console.print(f"maps written to {maps}")
     found = measured(pictures, -normality, where)
@@ -409,6 +411,9 @@ def exit_on_user_error() -> Iterator[None]:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"jaxad: {message}", file=sys.stderr)
         raise SystemExit(2) from None
+    except RunStopped as stopped:
+        print(f"jaxad: {stopped}", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("jaxad: interrupted; finished cells are kept, the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None

@@ -7,7 +7,7 @@ What noise is trained on is a setting too (``draw``): with ``coarse.pyramid_nois
 large as the anomalies it is to find, and its scores and maps take the same ``draw``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -374,13 +374,61 @@ def fit(
             ema_decay=ema_decay,
             sharding=sharding,
         )
-        losses = np.asarray(losses)
-        if not np.isfinite(losses).all():
-            bad = done + int(np.argmin(np.isfinite(losses)))
-            raise FloatingPointError(
-                f"the training loss is {losses[bad - done]} at step {bad}; lower the learning rate, or check the scale of the data"
-            )
-        history.append(losses)
-        if on_chunk is not None and on_chunk(state, losses):
+        history.append(_finite(np.asarray(losses), done))
+        if on_chunk is not None and on_chunk(state, history[-1]):
             break
     return state, np.concatenate(history) if history else np.zeros(0, np.float32)
+
+
+@partial(jax.jit, static_argnames=("loss", "optimizer", "ema_decay"), donate_argnames="state")
+def _step(state, x, schedule, *, loss, optimizer, ema_decay):
+    return train_step(state, x, schedule, loss=loss, optimizer=optimizer, ema_decay=ema_decay)
+
+
+def fit_stream(
+    state: TrainState,
+    batches: Iterator[np.ndarray],
+    schedule: NoiseLevel,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    num_steps: int,
+    ema_decay: float = 0.999,
+    sharding: jax.sharding.Sharding | None = None,
+    chunk: int = 200,
+    on_chunk: Callable[[TrainState, np.ndarray], bool | None] | None = None,
+) -> tuple[TrainState, np.ndarray]:
+    """``fit`` on rows that do not lie in memory: one step for every batch ``[batch, *sample]`` that ``batches`` delivers.
+
+    The next batch is fetched while the device is at work on the last. Arguments, errors and results as in ``fit``; batches of
+    one size share a compiled program.
+
+    Raises:
+        FloatingPointError: the loss stopped being finite; the message names the step.
+        ValueError: ``batches`` ended before ``num_steps``.
+    """
+    history = []
+    while (done := int(state.step)) < num_steps:
+        values = []
+        for _ in range(min(chunk, num_steps - done)):
+            x = next(batches, None)
+            if x is None:
+                raise ValueError(
+                    f"the batches ended at step {done + len(values)} of {num_steps}: repeat them (epochs=None), or take fewer steps"
+                )
+            x = jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
+            state, value = _step(state, x, schedule, loss=loss, optimizer=optimizer, ema_decay=ema_decay)
+            values.append(value)
+        history.append(_finite(np.asarray(jnp.stack(values)), done))
+        if on_chunk is not None and on_chunk(state, history[-1]):
+            break
+    return state, np.concatenate(history) if history else np.zeros(0, np.float32)
+
+
+def _finite(losses: np.ndarray, done: int) -> np.ndarray:
+    if not np.isfinite(losses).all():
+        bad = int(np.argmin(np.isfinite(losses)))
+        raise FloatingPointError(
+            f"the training loss is {losses[bad]} at step {done + bad}; lower the learning rate, or check the scale of the data"
+        )
+    return losses

@@ -18,7 +18,7 @@ FLOORS = {
     r"denoising|detectors\.appearance": 1,
     r"closed_form": 1.5,
     r"training|sampling|checkpoint|weights": 2,
-    r"scoring(\..+)?|synthesis": 3,
+    r"scoring(\..+)?|synthesis|runs": 3,
     r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|persistence))?": 4,
     r"calibration": 5,
     r"evaluation": 6,
@@ -139,7 +139,7 @@ def run_on_import(tree: ast.AST):
             yield from run_on_import(child)
 
 
-@pytest.mark.parametrize("tool", ["matplotlib", "tensorflow_datasets", "grain", "pyarrow"])
+@pytest.mark.parametrize("tool", ["matplotlib", "tensorflow_datasets", "grain", "pyarrow", "tensorboardX"])
 def test_a_heavy_or_optional_package_is_imported_inside_functions(tool):
     for module, tree in TREES.items():
         names = {name.split(".")[0] for node in run_on_import(tree) for name in imported_by(node)}

@@ -5,7 +5,7 @@ from jaxad.data.builtin import BUILTIN, breast_cancer, builtin, digits, wine
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
 from jaxad.data.folders import read_folder, read_mvtec
 from jaxad.data.images import ImageDataset, read_image
-from jaxad.data.pipeline import ImageBatches, image_batches
+from jaxad.data.pipeline import ImageBatches, PictureFiles, image_batches
 from jaxad.data.suites import MNIST_C, magnetic_tile, mnist_c, one_vs_rest
 from jaxad.data.tables import read_table
 from jaxad.data.tiles import TileGrid, stitch, tiles
@@ -19,6 +19,7 @@ __all__ = [
     "Dataset",
     "ImageBatches",
     "ImageDataset",
+    "PictureFiles",
     "TileGrid",
     "adbench",
     "adbench_name",

@@ -66,7 +66,7 @@ def read_folder(
             return picture[None]
         return tiles(picture[None], size, overlap)[0] if fit == "tile" else fit_picture(picture, size, fit)[None]
 
-    with _Reader(on_error) as reader:
+    with Reader(on_error) as reader:
         read_files = [(file, pieces) for file in list_pictures(folder) if (pieces := reader(read, file)) is not None]
     files = [file for file, pieces in read_files for _ in pieces]
     x = _stacked([piece for _, pieces in read_files for piece in pieces], files, folder)
@@ -119,7 +119,7 @@ def read_mvtec(
         marked = fit_picture(mask[..., None].astype(np.float32), size, fit, covering=True)
         return fit_picture(picture, size, fit), marked[..., 0] > 0
 
-    with _Reader(on_error) as reader:
+    with Reader(on_error) as reader:
         found = {
             split: [
                 (file, pair_read)
@@ -172,14 +172,14 @@ class _LeadsOut(DataError):
     """Not the fault of one picture, so never skipped."""
 
 
-class _Reader:
+class Reader:
     """Calls ``read(file)``. With ``"skip"`` it gives None for a picture that cannot be used, and one warning at the end."""
 
     def __init__(self, on_error: OnError):
         self.on_error = on_error
         self.left_out: list[str] = []
 
-    def __enter__(self) -> "_Reader":
+    def __enter__(self) -> "Reader":
         return self
 
     def __call__(self, read: Callable[[Path], Read], file: Path) -> Read | None:

@@ -1,5 +1,6 @@
 """Pictures larger than memory: shuffled batches decoded as they are needed, which a resumed run continues exactly."""
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -9,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from jaxad.data.dataset import DataError
-from jaxad.data.folders import list_pictures
+from jaxad.data.folders import OnError, Reader, list_pictures
 from jaxad.data.images import MOST_PIXELS, Fit, ImageDataset, fit_picture, read_image
 from jaxad.data.tiles import pair
 
 
 def image_batches(
-    pictures: str | os.PathLike | Sequence[str | os.PathLike] | ImageDataset,
+    pictures: "str | os.PathLike | Sequence[str | os.PathLike] | ImageDataset | PictureFiles",
     *,
     batch_size: int,
     seed: int,
@@ -28,8 +29,9 @@ def image_batches(
 ) -> "ImageBatches":
     """An iterator over batches ``[batch_size, height, width, channels]``, uint8, or float32 in [0, 1] for 16-bit gray.
 
-    ``pictures`` is a folder of pictures, a list of picture files, or an ``ImageDataset``. ``size``, ``fit``, ``channels``
-    and ``most_pixels`` as in ``read_folder``; ``channels`` and ``most_pixels`` mean nothing for an ``ImageDataset``. Each
+    ``pictures`` is a folder of pictures, a list of picture files, ``PictureFiles`` (which know their ``size``, ``fit``, ``channels``
+    and ``most_pixels`` themselves) or an ``ImageDataset``. ``size``, ``fit``, ``channels`` and ``most_pixels`` as in ``read_folder``;
+    ``channels`` and ``most_pixels`` mean nothing for an ``ImageDataset``. Each
     epoch is all rows in an order of its own, drawn from ``seed`` (0 to 2^32 - 1). ``epochs`` None never ends. An epoch
     may end inside a batch, so all batches are of one size (one compilation) but the last of all, which may be smaller.
 
@@ -56,10 +58,23 @@ def image_batches(
     if fit not in ("resize", "crop"):
         raise DataError(f"expected fit 'resize' or 'crop', got {fit=}; cut tiles from the batches with tiles()")
     size = None if size is None else pair(size, least=1)
-    source = _Source(pictures, size, fit, channels, most_pixels)
+    source: Any
+    if isinstance(pictures, ImageDataset):
+        source = _InMemory(pictures.x, size, fit)
+        digest = _digest([pictures.name], source.shape, source.dtype, fit)
+    else:
+        if not isinstance(pictures, PictureFiles):
+            pictures = PictureFiles(pictures, size=size, fit=fit, channels=channels, most_pixels=most_pixels)
+        elif size is not None or channels is not None:
+            raise DataError(
+                "these PictureFiles have a size and channels of their own; pass size= and channels= where they are made"
+            )
+        source = pictures
+        # Names without folders: data may move between runs.
+        digest = _digest([file.name for file in source.files], source.shape, source.dtype, source.fit)
     # Shuffled before it is repeated: epochs do not mix. Batched after: an epoch leaves no small batch behind.
     dataset = grain.MapDataset.source(source).seed(int(seed)).shuffle().repeat(epochs).batch(int(batch_size))
-    marks = {"pictures": source.digest(), "rows": len(source), "batch_size": int(batch_size), "seed": int(seed)}
+    marks = {"pictures": digest, "rows": len(source), "batch_size": int(batch_size), "seed": int(seed)}
     return ImageBatches(dataset, int(workers), marks)
 
 
@@ -136,44 +151,127 @@ class ImageBatches:
         return iter(rest)
 
 
-class _Source:
-    """Pictures by row number, as Grain asks for them, possibly in another process."""
+class PictureFiles:
+    """Pictures on disk that are read when they are asked for: ``len``, ``shape``, and rows by number, slice or array of numbers.
 
-    def __init__(self, pictures, size: tuple[int, int] | None, fit: Fit, channels: int | None, most_pixels: int):
-        in_memory = isinstance(pictures, ImageDataset)
-        self.x, self.name = (pictures.x, pictures.name) if in_memory else (None, "")
-        self.files = [] if in_memory else _files(pictures)
-        self.size, self.channels, self.most_pixels = size, channels, most_pixels
+    ``pictures`` is a folder of pictures or a list of picture files; ``size``, ``fit``, ``channels`` and ``most_pixels`` as in
+    ``read_folder``. All rows have the size, channels and bit depth of the first. It stands where an array of
+    pictures that does not fit in memory cannot: ``image_batches``, ``ImageDetector.fit`` and its scores take one. ``workers`` is for the
+    training: so many processes read ahead of it.
+
+    Raises ``DataError`` for an empty folder and for a picture that cannot be read or is not like the first, when it is met;
+    ``usable`` looks at all of them beforehand.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for number in range(5):
+    ...         Image.new("L", (40 + number, 30)).save(Path(folder, f"{number}.png"))
+    ...     files = PictureFiles(folder, size=28)
+    ...     files.shape, files[1:3].shape, len(files.take([4, 0]))
+    ((5, 28, 28, 1), (2, 28, 28, 1), 2)
+    """
+
+    ndim = 4
+
+    def __init__(
+        self,
+        pictures: str | os.PathLike | Sequence[str | os.PathLike],
+        *,
+        size: int | tuple[int, int] | None = None,
+        fit: Fit = "resize",
+        channels: int | None = None,
+        most_pixels: int = MOST_PIXELS,
+        workers: int = 0,
+    ):
+        if fit not in ("resize", "crop"):
+            raise DataError(
+                f"expected fit 'resize' or 'crop', got {fit=}; tiles are cut from pictures in memory, by read_folder"
+            )
+        self.files: list[Path] = _files(pictures)
+        self.size, self.channels, self.most_pixels = (
+            None if size is None else pair(size, least=1),
+            channels,
+            most_pixels,
+        )
         self.fit: Fit = fit
-        first = self._picture(0)
-        self.shape, self.dtype = first.shape, first.dtype
+        self.workers = workers
+        self.first, picture = self._first()
+        self.sample_shape, self.dtype = picture.shape, picture.dtype
 
     def __len__(self) -> int:
-        return len(self.files) if self.x is None else len(self.x)
+        return len(self.files)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        picture = self._picture(index)
-        if picture.shape != self.shape or picture.dtype != self.dtype:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(rows, height, width, channels)``, as of an array."""
+        return (len(self.files), *self.sample_shape)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        if isinstance(rows, int | np.integer):
+            return self._like_first(self.files[rows])
+        chosen = np.arange(len(self.files))[rows]
+        return (
+            np.stack([self[int(row)] for row in chosen])
+            if len(chosen)
+            else np.empty((0, *self.sample_shape), self.dtype)
+        )
+
+    def take(self, rows) -> "PictureFiles":
+        """The files at the given indices, in their order; nothing is read."""
+        other = copy.copy(self)
+        other.files = [self.files[int(row)] for row in np.arange(len(self.files))[np.asarray(rows)]]
+        return other
+
+    def usable(self, on_error: OnError = "raise") -> "PictureFiles":
+        """Every file read once: itself, or with ``on_error="skip"`` without those that cannot be used, named in one warning."""
+        with Reader(on_error) as reader:
+            good = [row for row, file in enumerate(self.files) if reader(self._like_first, file) is not None]
+        return self.take(good)
+
+    def _first(self) -> tuple[Path, np.ndarray]:
+        """The first file that can be read, which the others are to be like."""
+        refused = None
+        for file in self.files:
+            try:
+                return file, self._picture(file)
+            except DataError as error:
+                refused = refused or error
+        raise refused or DataError("expected at least one picture")
+
+    def _like_first(self, file: Path) -> np.ndarray:
+        picture = self._picture(file)
+        if picture.shape != self.sample_shape or picture.dtype != self.dtype:
             raise DataError(
-                f"{self.files[index]}: expected {list(self.shape)} (height, width, channels) of {self.dtype}, like "
-                f"{self.files[0].name}, got {list(picture.shape)} of {picture.dtype}; "
+                f"{file}: expected {list(self.sample_shape)} (height, width, channels) of {self.dtype}, like "
+                f"{self.first.name}, got {list(picture.shape)} of {picture.dtype}; "
                 "pass size= and channels=, and save all with one bit depth"
             )
         return picture
 
-    def _picture(self, row: int) -> np.ndarray:
-        picture = self._whole(row)
+    def _picture(self, file: Path) -> np.ndarray:
+        picture = read_image(file, channels=self.channels, most_pixels=self.most_pixels)
         return picture if self.size is None else fit_picture(picture, self.size, self.fit)
 
-    def _whole(self, row: int) -> np.ndarray:
-        if self.x is not None:
-            return self.x[row]
-        return read_image(self.files[row], channels=self.channels, most_pixels=self.most_pixels)
 
-    def digest(self) -> str:
-        """What two runs must share to see the same rows. Names without folders: data may move between runs."""
-        names = [self.name, *(file.name for file in self.files)]
-        return hashlib.sha256(repr((names, len(self), self.shape, str(self.dtype), self.fit)).encode()).hexdigest()[:16]
+class _InMemory:
+    """Pictures in memory by row number, as Grain asks for them, possibly in another process."""
+
+    def __init__(self, x: np.ndarray, size: tuple[int, int] | None, fit: Fit):
+        self.x, self.size = x, size
+        self.fit: Fit = fit
+        self.shape, self.dtype = (len(x), *self[0].shape), x.dtype
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.x[row] if self.size is None else fit_picture(self.x[row], self.size, self.fit)
+
+
+def _digest(*of: Any) -> str:
+    """What two runs must share to see the same rows."""
+    return hashlib.sha256(repr(of).encode()).hexdigest()[:16]
 
 
 def _files(pictures: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:

@@ -17,6 +17,7 @@ from jaxad.detectors import views
 from jaxad.detectors.fitting import score_in_batches, train_many
 from jaxad.detectors.neighbours import squared_distances
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.runs import open_run
 
 FARTHEST = 10.0
 """Standardised values are cut here: one absurd value must not decide alone."""
@@ -69,6 +70,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
         num_steps: most steps of each network; None: 1,000 below 250 rows, else 2,000.
         max_seconds: training stops at the first look at the held-out loss after this; None: never. A limit that strikes makes
             the result depend on the machine's speed.
+        run_dir: folder (or ``runs.RunDirectory``) to keep the training's state in; a fit that was stopped or killed goes on from there.
         false_alarm_rate: share of normal rows that ``predict`` may flag.
         random_state: seed; the same seed gives the same scores.
         verbose: 1 shows a progress bar.
@@ -89,11 +91,20 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
     """
 
     def __init__(
-        self, *, num_networks=2, num_steps=None, max_seconds=None, false_alarm_rate=0.05, random_state=0, verbose=0
+        self,
+        *,
+        num_networks=2,
+        num_steps=None,
+        max_seconds=None,
+        run_dir=None,
+        false_alarm_rate=0.05,
+        random_state=0,
+        verbose=0,
     ):
         self.num_networks = num_networks
         self.num_steps = num_steps
         self.max_seconds = max_seconds
+        self.run_dir = run_dir
         self.false_alarm_rate = false_alarm_rate
         self.random_state = random_state
         self.verbose = verbose
@@ -109,7 +120,8 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
         rows = self._standardise(X)[rng.permutation(len(X))]
         folds = _folds(rows, rng)
         networks = min(self.num_networks, len(folds)) if len(rows) >= FEWEST_LEARNED_ROWS else 0
-        self._fit_networks(rows, folds[:networks], rng.randint(2**31 - 1))
+        with open_run(self.run_dir) as run:
+            self._fit_networks(rows, folds[:networks], rng.randint(2**31 - 1), run)
         kept = np.sort(rng.permutation(len(rows))[:MOST_REFERENCE_ROWS])
         self.views_ = views.fit_views(rows[kept])
         self.build_index()
@@ -167,7 +179,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
     def _standardise(self, X):
         return np.clip((X - self.mean_) / self.spread_, -FARTHEST, FARTHEST).astype(np.float32)
 
-    def _fit_networks(self, rows, folds, seed):
+    def _fit_networks(self, rows, folds, seed, run):
         self.network_: Any = MLP(width=128, depth=3)
         self.params_, self.validation_losses_, self.known_ = [], [], []
         if not folds:
@@ -186,6 +198,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
             num_steps=num_steps,
             batch_size=64 if len(rows) < 1000 else 128,
             max_seconds=self.max_seconds,
+            run=run,
             verbose=self.verbose,
             title=f"{len(folds)} networks",
         )

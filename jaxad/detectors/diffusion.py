@@ -15,6 +15,7 @@ from jaxad.denoisers import MLP
 from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors.fitting import Standardiser, default_num_steps, hold_out, score_in_batches, train, train_many
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.runs import open_run
 
 
 def default_levels(scorer=scoring.denoising_error) -> noise.NoiseLevel:
@@ -85,6 +86,8 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         learning_rate: peak rate, after a warm-up, falling to 0 along a cosine.
         weight_decay: AdamW's.
         mesh: devices to train and score on (``sharding.data_mesh()``); None: the default device.
+        shard_parameters: cut the training state over the mesh's devices instead of copying it to each.
+        run_dir: folder (or ``runs.RunDirectory``) to keep the training's state in; a fit that was stopped or killed goes on from there.
         false_alarm_rate: share of normal rows that ``predict`` may flag.
         random_state: seed; the same seed gives the same scores.
         verbose: 1 shows a progress bar with loss and time left.
@@ -124,6 +127,8 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         learning_rate=1e-3,
         weight_decay=0.0,
         mesh=None,
+        shard_parameters=False,
+        run_dir=None,
         false_alarm_rate=0.05,
         random_state=0,
         verbose=0,
@@ -141,6 +146,8 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.mesh = mesh
+        self.shard_parameters = shard_parameters
+        self.run_dir = run_dir
         self.false_alarm_rate = false_alarm_rate
         self.random_state = random_state
         self.verbose = verbose
@@ -148,17 +155,22 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
     def fit(self, X, y=None):
         """Learn from normal rows ``X [rows, features]`` (or images ``[rows, height, width, channels]``); ``y`` is ignored."""
         prepared = self._prepare(X)
-        self.params_, self.losses_, self.validation_losses_ = train(
-            prepared.key,
-            self.network_,
-            prepared.rows,
-            prepared.held_out,
-            *prepared.common,
-            **prepared.settings,
-            mesh=self.mesh,
-            verbose=self.verbose,
-            title=type(self.network_).__name__,
-        )
+        asked = {name: getattr(self, name) for name in ("prediction_", "loss", "learning_rate", "weight_decay")}
+        with open_run(self.run_dir, **asked) as run:
+            self.params_, self.losses_, self.validation_losses_ = train(
+                prepared.key,
+                self.network_,
+                prepared.rows,
+                prepared.held_out,
+                *prepared.common,
+                **prepared.settings,
+                mesh=self.mesh,
+                cut_parameters=self.shard_parameters,
+                by_level=training.simple_loss(self.network_, self.prediction_),
+                run=run,
+                verbose=self.verbose,
+                title=type(self.network_).__name__,
+            )
         return self._calibrate(prepared.held_out)
 
     def _prepare(self, X) -> "_Prepared":
@@ -259,7 +271,8 @@ def fit_many(detectors: Sequence[DiffusionDetector], datasets: Sequence[Any]) ->
     (set ``num_steps`` where the default would follow the rows), batch size and schedule.
 
     Raises:
-        ValueError: not one data set per detector, a detector with a mesh, or settings that differ, by name; and whatever ``fit`` refuses.
+        ValueError: not one data set per detector, a detector with a mesh or a run directory, or settings that differ, by name;
+            and whatever ``fit`` refuses.
 
     >>> rows = np.random.default_rng(0).normal(size=(60, 3))
     >>> seeds = [DiffusionDetector(MLP(width=16, depth=1), num_steps=20, random_state=seed) for seed in range(3)]
@@ -269,8 +282,10 @@ def fit_many(detectors: Sequence[DiffusionDetector], datasets: Sequence[Any]) ->
         raise ValueError(
             f"need one data set per detector, got {len(detectors)} detectors and {len(datasets)} data sets"
         )
-    if any(detector.mesh is not None for detector in detectors):
-        raise ValueError("fit_many trains on one device: set mesh=None, or fit the detectors one by one")
+    if any(detector.mesh is not None or detector.run_dir is not None for detector in detectors):
+        raise ValueError(
+            "fit_many trains on one device and keeps no state on disk: set mesh=None and run_dir=None, or fit one by one"
+        )
     prepared = [detector._prepare(X) for detector, X in zip(detectors, datasets, strict=True)]
     first = prepared[0]
     for other, detector in zip(prepared, detectors, strict=True):

@@ -18,6 +18,7 @@ from jaxad import noise, training
 from jaxad.denoisers import TimeMLP
 from jaxad.detectors.fitting import Standardiser, hold_out, score_in_batches, train
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.runs import open_run
 
 
 def time_schedule(num_levels: int = 400) -> noise.NoiseLevel:
@@ -125,22 +126,26 @@ def _fit(detector, X, network, make_loss, make_error, score):
     detector.standardiser_ = Standardiser.fit(X)
     rows, held_out = hold_out(detector.standardiser_(X), rng)
     num_steps = 4000 if detector.num_steps is None else detector.num_steps
-    detector.params_, detector.losses_, detector.validation_losses_ = train(
-        key,
-        network,
-        rows,
-        held_out,
-        time_schedule(),
-        (rows[:1],),
-        loss=make_loss(network),
-        measure=make_error(network),
-        optimizer=training.adam(detector.learning_rate, num_steps=num_steps, warmup_steps=min(100, num_steps // 10)),
-        num_steps=num_steps,
-        batch_size=detector.batch_size,
-        mesh=detector.mesh,
-        verbose=detector.verbose,
-        title=type(detector).__name__,
-    )
+    with open_run(detector.run_dir, detector=type(detector).__name__, learning_rate=detector.learning_rate) as run:
+        detector.params_, detector.losses_, detector.validation_losses_ = train(
+            key,
+            network,
+            rows,
+            held_out,
+            time_schedule(),
+            (rows[:1],),
+            loss=make_loss(network),
+            measure=make_error(network),
+            optimizer=training.adam(
+                detector.learning_rate, num_steps=num_steps, warmup_steps=min(100, num_steps // 10)
+            ),
+            num_steps=num_steps,
+            batch_size=detector.batch_size,
+            mesh=detector.mesh,
+            run=run,
+            verbose=detector.verbose,
+            title=type(detector).__name__,
+        )
     detector.offset_ = threshold_from(-score(held_out), detector.false_alarm_rate)
     return detector
 
@@ -156,6 +161,7 @@ class DTECategorical(ThresholdMixin, BaseEstimator):
         batch_size: rows per step.
         learning_rate: peak rate of Adam.
         mesh: devices to train and score on; None: the default device.
+        run_dir: folder (or ``runs.RunDirectory``) to keep the training's state in; a fit that was stopped or killed goes on from there.
         false_alarm_rate: share of normal rows that ``predict`` may flag.
         random_state: seed.
         verbose: 1 shows a progress bar.
@@ -179,6 +185,7 @@ class DTECategorical(ThresholdMixin, BaseEstimator):
         batch_size=128,
         learning_rate=1e-3,
         mesh=None,
+        run_dir=None,
         false_alarm_rate=0.05,
         random_state=0,
         verbose=0,
@@ -188,6 +195,7 @@ class DTECategorical(ThresholdMixin, BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.mesh = mesh
+        self.run_dir = run_dir
         self.false_alarm_rate = false_alarm_rate
         self.random_state = random_state
         self.verbose = verbose
@@ -233,6 +241,7 @@ class DTEInverseGamma(ThresholdMixin, BaseEstimator):
         batch_size=128,
         learning_rate=1e-3,
         mesh=None,
+        run_dir=None,
         false_alarm_rate=0.05,
         random_state=0,
         verbose=0,
@@ -241,6 +250,7 @@ class DTEInverseGamma(ThresholdMixin, BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.mesh = mesh
+        self.run_dir = run_dir
         self.false_alarm_rate = false_alarm_rate
         self.random_state = random_state
         self.verbose = verbose

@@ -1,9 +1,11 @@
 """What every trained detector does around its network: scale, hold out, train with a progress bar, score in fixed batches."""
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,11 @@ from jax.sharding import Mesh
 
 from jaxad import training
 from jaxad.noise import NoiseLevel
-from jaxad.sharding import batch_sharding, pad_to_multiple, replicate, shard_batch
+from jaxad.runs import Run, digest, in_words, named_leaves, tree_from_leaves
+from jaxad.sharding import batch_sharding, pad_to_multiple, parameter_sharding, replicate, shard_batch, shard_parameters
+
+if TYPE_CHECKING:
+    from jaxad.data import ImageBatches
 
 FARTHEST = 1e5
 """Standardised values are cut here: float32 can still square them, and no anomaly needs to be farther away."""
@@ -62,6 +68,9 @@ def default_num_steps(num_rows: int) -> int:
 CHUNK = 200
 """Steps between two looks at the held-out loss."""
 
+STEPS_AT_ONCE = 50
+"""Steps in one compiled program: so often the progress bar moves, and so late a run that is told to stop hears of it."""
+
 PATIENCE = 5
 """Looks without a new best after which training stops."""
 
@@ -72,6 +81,24 @@ MOST_ELEMENTS = 2**21
 """Numbers in a batch of large pictures that go through a network at once, outside training: its activations are many times that."""
 
 
+LEVELS_SHOWN = 4
+"""Noise levels whose held-out loss is shown by itself, evenly spread over the schedule."""
+
+
+class Stream(NamedTuple):
+    """Rows that do not lie in memory: ``batches`` deliver them without end, and ``prepare(batch)`` makes them standardised float32."""
+
+    batches: "ImageBatches"
+    prepare: Callable[[np.ndarray], np.ndarray]
+
+
+@partial(jax.jit, static_argnames="measure")
+def _validate_levels(key, params, rows, schedule, *, measure):
+    """The error at every level of ``schedule`` by itself, ``[levels]``."""
+    keys = jax.random.split(key, len(schedule))
+    return jax.lax.map(lambda of: measure(of[0], params, rows, of[1][None], train=False), (keys, schedule))
+
+
 @partial(jax.jit, static_argnames="measure")
 def _validate(key, params, rows, schedule, *, measure):
     return measure(key, params, rows, schedule, train=False)
@@ -80,7 +107,7 @@ def _validate(key, params, rows, schedule, *, measure):
 def train(
     key: jax.Array,
     network: Any,
-    rows: np.ndarray,
+    rows: np.ndarray | Stream,
     held_out: np.ndarray,
     schedule: NoiseLevel,
     inputs: tuple,
@@ -90,58 +117,168 @@ def train(
     num_steps: int,
     batch_size: int,
     measure: training.Loss | None = None,
+    by_level: training.Loss | None = None,
     mesh: Mesh | None = None,
+    cut_parameters: bool = False,
+    run: Run | None = None,
     verbose: int = 0,
     title: str = "training",
 ) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Train ``network`` on standardised ``rows``: ``(parameters, loss per step, held-out error per chunk)``.
+    """Train ``network`` on standardised ``rows``: ``(parameters, loss per step, held-out error per look)``.
 
-    After every chunk the averaged parameters are tried on ``held_out`` normal rows, always with the same noise; the best ones are
-    kept, and training stops once ``PATIENCE`` chunks brought nothing better. So small data sets stop before they are memorised, by
-    one rule for all of them and without an anomaly in sight. What is tried is ``measure``, by default the loss itself.
-    Rows are padded to a bucketed number, so fits of similar size share one compiled program.
+    Every ``CHUNK`` steps the averaged parameters are tried on ``held_out`` normal rows, always with the same noise; the best ones are
+    kept, and training stops once ``PATIENCE`` looks brought nothing better. So small data sets stop before they are memorised, by
+    one rule for all of them and without an anomaly in sight. What is tried is ``measure``, by default the loss itself; ``by_level`` is
+    a loss that means something on a single level too, shown for a few of them. Rows are padded to a bucketed number, so fits of similar
+    size share one compiled program; a ``Stream`` is read batch by batch instead.
+
+    On a ``mesh`` the state is copied to every device, or with ``cut_parameters`` cut over them (``sharding.shard_parameters``).
+    With ``run`` the state is kept in a run directory, and what is found there is taken up: the result is that of a run never stopped,
+    to the bit on the same kind of device.
+
+    Raises:
+        ValueError: the batch does not fit in the memory that is free; the message names the size that does.
+        FloatingPointError: the loss stops being finite.
+        CheckpointError: the run directory holds another run.
+        RunStopped: the run was told to stop and has saved.
     """
     init_key, validation_key = jax.random.split(key)
-    padded, _ = pad_to_multiple(rows, _bucket(len(rows)))
-    state = training.init_state(init_key, network, optimizer, *inputs)
-    on_device = (
-        jnp.asarray(padded),
-        jnp.asarray(np.resize(held_out, (_at_once(VALIDATION_ROWS, held_out), *held_out.shape[1:]))),
-        schedule.to(jnp.float32),
-    )
-    if mesh is not None:
-        state, on_device = replicate((state, on_device), mesh)
-    rows_on_device, validation_rows, schedule = on_device
+    level_key = jax.random.fold_in(jax.random.clone(validation_key), 1)
+    stream = rows if isinstance(rows, Stream) else None
+    validation_rows = np.resize(held_out, (_at_once(VALIDATION_ROWS, held_out), *held_out.shape[1:]))
+    shown = schedule[np.linspace(0, len(schedule) - 1, LEVELS_SHOWN).astype(int)].to(jnp.float32)
     measure = loss if measure is None else measure
-    best, validation_losses = jax.tree.map(np.asarray, state.ema), []
+    init: Callable[[], training.TrainState] = partial(training.init_state, init_key, network, optimizer, *inputs)
+    like, kept = jax.eval_shape(init), None
+    if mesh is not None and cut_parameters:  # what does not fit on one device cannot be made there either
+        init = jax.jit(init, out_shardings=parameter_sharding(like, mesh))
+    if run is not None:
+        learned = [] if isinstance(rows, Stream) else [rows]
+        kept = _restore(run, _fingerprint(key, network, learned, [held_out], schedule, num_steps, batch_size), like)
+    if kept is None:
+        state = init()
+        kept = _Progress(state, jax.tree.map(np.asarray, state.ema), np.zeros(0, np.float32), np.zeros(0))
+    elif stream is not None and run is not None:
+        stream.batches.set_state(run.data_position)
+    state, best, losses, values = kept
+    on_device: Any = (jnp.asarray(validation_rows), schedule.to(jnp.float32), shown)
+    if not isinstance(rows, Stream):
+        padded, _ = pad_to_multiple(rows, _bucket(len(rows)))
+        on_device = (*on_device, jnp.asarray(padded))
+    if mesh is not None:
+        on_device = replicate(on_device, mesh)
+        state = shard_parameters(state, mesh) if cut_parameters else replicate(state, mesh)
+    validation_rows, schedule, shown, *rows_on_device = on_device
+
+    def finished(step):
+        return step >= num_steps or (len(values) > 0 and len(values) - 1 - int(np.argmin(values)) >= PATIENCE)
 
     with _ProgressBar(title, num_steps, verbose) as bar:
+        clock = _Clock(len(losses), batch_size)
 
-        def look(state, losses):
-            nonlocal best
-            value = float(
-                _validate(jax.random.clone(validation_key), state.ema, validation_rows, schedule, measure=measure)
-            )
-            if not validation_losses or value < min(validation_losses):
-                best = jax.tree.map(np.asarray, state.ema)
-            validation_losses.append(value)
-            bar.update(int(state.step), float(losses.mean()), value)
-            return len(validation_losses) - 1 - int(np.argmin(validation_losses)) >= PATIENCE
+        def look(state, new_losses):
+            nonlocal best, losses, values
+            step = int(state.step)
+            losses = np.concatenate([losses, new_losses])
+            told = {"loss": float(new_losses.mean()), **clock(step)}
+            if step % CHUNK == 0 or step == num_steps:
+                value = float(
+                    _validate(jax.random.clone(validation_key), state.ema, validation_rows, schedule, measure=measure)
+                )
+                if value < np.min(values, initial=np.inf):
+                    best = jax.tree.map(np.asarray, state.ema)
+                values = np.append(values, value)
+                told["held-out loss"] = value
+                if by_level is not None and (verbose or (run is not None and run.settings.tensorboard)):
+                    few = validation_rows[: _at_once(256, held_out)]
+                    each = _validate_levels(jax.random.clone(level_key), state.ema, few, shown, measure=by_level)
+                    told |= {
+                        f"held-out loss at sigma {sigma:.2g}": float(at)
+                        for sigma, at in zip(np.asarray(shown.sigma), np.asarray(each), strict=True)
+                    }
+            bar.update(step, told)
+            if run is not None:
+                run.log(step, told)
+                if stream is not None:
+                    run.data_position = stream.batches.get_state()
+                _keep(run, _Progress(state, best, losses, values), step, finished(step))
+            return finished(step)
 
-        _, losses = training.fit(
-            state,
-            rows_on_device,
-            schedule,
-            loss=loss,
-            optimizer=optimizer,
-            num_steps=num_steps,
-            batch_size=batch_size,
-            num_rows=len(rows),
-            sharding=None if mesh is None else batch_sharding(mesh),
-            chunk=CHUNK,
-            on_chunk=look,
-        )
-    return best, losses, np.asarray(validation_losses, np.float32)
+        if not finished(int(state.step)):
+            common: Any = {"loss": loss, "optimizer": optimizer, "num_steps": num_steps, "chunk": STEPS_AT_ONCE}
+            sharding = None if mesh is None else batch_sharding(mesh)
+            if isinstance(rows, Stream):
+                batches = map(rows.prepare, rows.batches)
+                training.fit_stream(state, batches, schedule, sharding=sharding, on_chunk=look, **common)
+            else:
+                more: Any = {"batch_size": batch_size, "num_rows": len(rows), "sharding": sharding}
+                training.fit(state, rows_on_device[0], schedule, on_chunk=look, **common, **more)
+    return best, losses, values.astype(np.float32)
+
+
+class _Clock:
+    """Rows per second since the last look, and the memory in use."""
+
+    def __init__(self, step, batch_size):
+        self.step, self.batch_size, self.at = step, batch_size, time.perf_counter()
+
+    def __call__(self, step) -> dict[str, float]:
+        now, before = time.perf_counter(), self.at
+        rate = (step - self.step) * self.batch_size / max(now - before, 1e-9)
+        self.step, self.at = step, now
+        return {"rows per second": rate, "memory in GiB": _used_bytes() / 2**30}
+
+
+def _used_bytes() -> float:
+    """Memory in use on the first accelerator, or by this process; NaN where nobody says."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        return stats.get("bytes_in_use", np.nan)
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else np.nan
+
+
+class _Progress(NamedTuple):
+    """All that a training knows of itself: enough to go on."""
+
+    state: training.TrainState
+    best: Any
+    losses: np.ndarray  # of every step
+    values: np.ndarray  # of every look
+
+
+def _fingerprint(key, network, rows, held_out, schedule, num_steps, batch_size) -> dict[str, str]:
+    """What must be equal for a run to be the same run, in words a user can compare."""
+    return {
+        "rows": digest(*rows, *held_out),
+        "seed": digest(key),
+        "network": in_words(network),
+        "schedule": digest(*jax.tree.leaves(schedule)),
+        "number of steps": str(num_steps),
+        "batch size": str(batch_size),
+    }
+
+
+def _restore(run: Run, fingerprint: dict[str, str], like: training.TrainState) -> _Progress | None:
+    found = run.restore(fingerprint)
+    if found is None:
+        return None
+    arrays, content = found
+    run.data_position = content.get("data_position")
+    state = tree_from_leaves("state", like, arrays)
+    return _Progress(state, tree_from_leaves("best", like.ema, arrays), arrays["losses"], arrays["values"])
+
+
+def _keep(run: Run, progress: _Progress, step: int, finished: bool) -> None:
+    """Save when it is time, and at the end; end the program if it was told to stop."""
+    if finished or run.due():
+        arrays = named_leaves("state", progress.state) | named_leaves("best", progress.best)
+        histories = {"losses": progress.losses, "values": progress.values}
+        run.save(step, arrays | histories, {"finished": finished, "data_position": run.data_position})
+    if finished:
+        run.wait()
+    if run.stopping:
+        run.stop(step)
 
 
 def train_many(
@@ -158,6 +295,7 @@ def train_many(
     batch_size: int,
     measure: training.Loss | None = None,
     max_seconds: float | None = None,
+    run: Run | None = None,
     verbose: int = 0,
     title: str = "training",
 ) -> tuple[list[Any], list[np.ndarray], list[np.ndarray]]:
@@ -184,14 +322,23 @@ def train_many(
     schedule = schedule.to(jnp.float32)
     measure = loss if measure is None else measure
     init_keys, validation_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    state = _init_many(init_keys, tuple(inputs), network=network, optimizer=optimizer)
-    best, losses = jax.tree.map(np.array, state.ema), []
-    values = np.zeros((0, len(rows)))
-    taken = np.zeros(len(rows), int)  # looks of each member, fewer than the others' once it has stopped
-    running = np.ones(len(rows), bool)
+    init = partial(_init_many, init_keys, tuple(inputs), network=network, optimizer=optimizer)
+    kept = None
+    if run is not None:
+        fingerprint = _fingerprint(keys, network, rows, held_out, schedule, num_steps, batch_size)
+        kept = _restore(run, fingerprint, jax.eval_shape(init))
+    if kept is None:
+        state = init()
+        empty = np.zeros((len(rows), 0), np.float32)
+        kept = _Progress(state, jax.tree.map(np.array, state.ema), empty, np.zeros((0, len(rows))))
+    state, best, losses, values = kept
+    taken, running = _looks(values)
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
     with _ProgressBar(title, num_steps, verbose) as bar:
-        for done in range(0, num_steps, CHUNK):
+        clock = _Clock(losses.shape[1], batch_size * len(rows))
+        for done in range(losses.shape[1], num_steps, CHUNK):
+            if not running.any() or (deadline is not None and done and time.monotonic() > deadline):
+                break
             state, chunk_losses = _train_chunk_many(
                 state,
                 stacked,
@@ -207,24 +354,39 @@ def train_many(
                 raise FloatingPointError(
                     f"a training loss is not finite between step {done} and {done + CHUNK}; check the scale of the data"
                 )
-            losses.append(chunk_losses)
+            losses = np.concatenate([losses, chunk_losses], axis=1)
             value = np.asarray(
-                _validate_many(jax.random.clone(validation_keys), state.ema, validation, schedule, measure=measure)
+                _validate_many(jax.random.clone(validation_keys), state.ema, validation, schedule, measure=measure),
+                np.float64,
             )
             improved = running & (value < np.min(values, axis=0, initial=np.inf))
             best = jax.tree.map(lambda kept, new: _where_members(improved, np.asarray(new), kept), best, state.ema)  # noqa: B023
-            values, taken = np.concatenate([values, value[None]]), taken + running
-            running &= len(values) - 1 - np.argmin(values, axis=0) < PATIENCE
-            bar.update(min(done + CHUNK, num_steps), float(chunk_losses.mean()), float(value.mean()))
-            if not running.any() or (deadline is not None and time.monotonic() > deadline):
-                break
-    history = np.concatenate(losses, axis=1) if losses else np.zeros((len(rows), 0), np.float32)
+            values = np.concatenate([values, value[None]])
+            taken, running = _looks(values)
+            told = {"loss": float(chunk_losses.mean()), "held-out loss": float(value.mean()), **clock(losses.shape[1])}
+            bar.update(losses.shape[1], told)
+            if run is not None:
+                run.log(losses.shape[1], told)
+                finished = not running.any() or losses.shape[1] == num_steps
+                _keep(run, _Progress(state, best, losses, values), losses.shape[1], finished)
     members = range(len(rows))
     return (
         [jax.tree.map(lambda leaf: leaf[i], best) for i in members],  # noqa: B023
-        [history[i, : taken[i] * CHUNK] for i in members],
+        [losses[i, : taken[i] * CHUNK] for i in members],
         [values[: taken[i], i].astype(np.float32) for i in members],
     )
+
+
+def _looks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(looks taken, still running)`` per member, from all members' held-out errors ``[looks, members]``.
+
+    A member is carried along after it has stopped; what it shows then does not count.
+    """
+    taken, running = np.zeros(values.shape[1], int), np.ones(values.shape[1], bool)
+    for look in range(len(values)):
+        taken += running
+        running &= look - np.argmin(values[: look + 1], axis=0) < PATIENCE
+    return taken, running
 
 
 def _where_members(chosen, new, old):
@@ -259,31 +421,49 @@ def _bucket(num_rows: int) -> int:
 
 
 class _ProgressBar:
-    """Steps, loss, held-out loss and time left on the terminal; nothing at all unless ``verbose``."""
+    """Steps, loss, held-out loss and time left on the terminal, the rest on a line below; nothing at all unless ``verbose``."""
 
     def __init__(self, title, num_steps, verbose):
-        self.bar = None
+        self.live, self.told = None, {}
         if verbose:
+            from rich.console import Group
+            from rich.live import Live
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.text import Text
 
             losses = TextColumn("loss {task.fields[loss]:.4f}, held out {task.fields[held_out]:.4f}")
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), losses, TimeRemainingColumn()
             )
             self.task = self.bar.add_task(title, total=num_steps, loss=float("nan"), held_out=float("nan"))
+            self.live = Live(get_renderable=lambda: Group(self.bar, Text(self.more(), style="dim")))
 
     def __enter__(self):
-        if self.bar:
-            self.bar.start()
+        if self.live:
+            self.live.start()
         return self
 
-    def update(self, step, loss, held_out):
-        if self.bar:
-            self.bar.update(self.task, completed=step, loss=loss, held_out=held_out)
+    def update(self, step, told):
+        if self.live:
+            self.told |= told
+            held_out = self.told.get("held-out loss", float("nan"))
+            self.bar.update(self.task, completed=step, loss=told["loss"], held_out=held_out)
+
+    def more(self) -> str:
+        """What the bar has no room for: loss by level, speed and memory."""
+        levels = {name.rpartition(" ")[2]: value for name, value in self.told.items() if " at sigma " in name}
+        parts = (
+            [f"held out by sigma {', '.join(f'{sigma}: {value:.3f}' for sigma, value in levels.items())}"]
+            if levels
+            else []
+        )
+        if "rows per second" in self.told:
+            parts.append(f"{self.told['rows per second']:,.0f} rows/s, {self.told['memory in GiB']:.1f} GiB")
+        return "; ".join(parts)
 
     def __exit__(self, *_):
-        if self.bar:
-            self.bar.stop()
+        if self.live:
+            self.live.stop()
 
 
 def score_in_batches(score: Callable[[Any], Any], rows: np.ndarray, mesh: Mesh | None = None) -> np.ndarray:

@@ -12,13 +12,18 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted
 
 from jaxad import noise, scoring, synthesis, training
+from jaxad.data import PictureFiles, image_batches
 from jaxad.denoisers import DiT, UNet
 from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors import views
 from jaxad.detectors.appearance import looks
 from jaxad.detectors.consensus import ConsensusDetector
-from jaxad.detectors.fitting import Standardiser, hold_out, score_in_batches, train
+from jaxad.detectors.fitting import Standardiser, Stream, hold_out, score_in_batches, train
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.runs import open_run
+
+MOST_IN_MEMORY = 5000
+"""Of more pictures than memory holds, so many are looked at as a whole: all that the one-vs-rest suites train on."""
 
 BLOCK_ROWS = 1024
 """Pictures that are scored at once: what is made of one is many times the picture, and bytes become floats only here."""
@@ -87,6 +92,8 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         draws: noise draws per level, shared by all pictures.
         smoothing: standard deviation of the map's blur in pixels; None: a 56th of the shorter side, 1 at least.
         mesh: devices to train and score the denoiser on (``sharding.data_mesh()``); None: the default device.
+        shard_parameters: cut the training state over the mesh's devices instead of copying it to each.
+        run_dir: folder (or ``runs.RunDirectory``) to keep the training's state in; a fit that was stopped or killed goes on from there.
         false_alarm_rate: share of normal pictures that ``predict`` may flag, and that may have a spot on their map.
         random_state: seed; the same seed gives the same scores.
         verbose: 1 shows a progress bar with loss and time left.
@@ -119,6 +126,8 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         draws=2,
         smoothing=None,
         mesh=None,
+        shard_parameters=False,
+        run_dir=None,
         false_alarm_rate=0.05,
         random_state=0,
         verbose=0,
@@ -132,16 +141,22 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         self.draws = draws
         self.smoothing = smoothing
         self.mesh = mesh
+        self.shard_parameters = shard_parameters
+        self.run_dir = run_dir
         self.false_alarm_rate = false_alarm_rate
         self.random_state = random_state
         self.verbose = verbose
 
     def fit(self, X, y=None):
-        """Learn from normal pictures ``X [rows, height, width, channels]``, of any dtype and range; ``y`` is ignored."""
-        X = np.asarray(X)
-        if X.ndim != 4 or len(X) < FEWEST_PICTURES:
+        """Learn from normal pictures ``X [rows, height, width, channels]``, of any dtype and range; ``y`` is ignored.
+
+        ``X`` may be ``data.PictureFiles``, more than memory holds: ``MOST_IN_MEMORY`` of them, drawn with the seed, are looked at
+        as a whole and held out, and the denoiser of pixels is trained on all the others, read batch by batch.
+        """
+        shape = X.shape if isinstance(X, PictureFiles) else np.shape(X)
+        if len(shape) != 4 or shape[0] < FEWEST_PICTURES:
             raise ValueError(
-                f"ImageDetector needs at least {FEWEST_PICTURES} pictures [rows, height, width, channels], got shape {list(X.shape)}; "
+                f"ImageDetector needs at least {FEWEST_PICTURES} pictures [rows, height, width, channels], got shape {list(shape)}; "
                 "gray pictures need a last axis of one channel, x[..., None]"
             )
         if min(self.num_steps, self.batch_size, self.draws) < 1 or (self.smoothing is not None and self.smoothing < 0):
@@ -149,22 +164,34 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
                 f"need num_steps, batch_size, draws >= 1 and smoothing >= 0, got {self.num_steps=}, {self.batch_size=}, "
                 f"{self.draws=}, {self.smoothing=}"
             )
-        X = check_training_data(self, X, allow_images=True).astype(np.float32)
         threshold_from([0.0], self.false_alarm_rate)
+        rng = check_random_state(self.random_state)
+        files = None
+        if isinstance(X, PictureFiles):
+            files = X.take(rng.permutation(len(X)))
+            X = files[:MOST_IN_MEMORY]
+        X = check_training_data(self, X, allow_images=True).astype(np.float32)
         self.low_, self.high_ = float(X.min()), float(X.max())
         if not self.low_ < self.high_:
             raise ValueError(f"every pixel of all {len(X)} pictures is {self.low_}: there is nothing to learn from")
-        rng = check_random_state(self.random_state)
         seeds = rng.randint(2**31 - 1, size=3)
-        rows, held_out = hold_out(X, rng)
+        learned, kept_out = hold_out(np.arange(len(X)), rng)
+        rows, held_out = X[learned], X[kept_out]
+        if files is not None:
+            files = files.take(np.delete(np.arange(len(files)), kept_out))
         seen = self.looks(rows)
-        self.tables_ = {
-            name: PictureTable(num_networks=1, num_steps=1000, random_state=int(seeds[0])).fit(look)
-            for name, look in seen.items()
-        }
         self.network_ = None
-        if self.maps:
-            self._fit_denoiser(rows, held_out, *(jax.random.key(seed) for seed in seeds[1:]))
+        with open_run(self.run_dir, learning_rate=self.learning_rate) as run:
+            self.tables_ = {}
+            for name, look in seen.items():
+                part = None if run is None else run.part(name)
+                self.tables_[name] = PictureTable(
+                    num_networks=1, num_steps=1000, run_dir=part, random_state=int(seeds[0])
+                ).fit(look)
+                self.tables_[name].run_dir = None  # its work is done, and an open run cannot be saved
+            if self.maps:
+                part = None if run is None else run.part("denoiser")
+                self._fit_denoiser(rows, held_out, files, int(seeds[1]), int(seeds[2]), part)
         self.offset_ = threshold_from(-soft_maximum(self._z_and_maps(held_out)[0]), self.false_alarm_rate)
         return self
 
@@ -209,7 +236,7 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         if not sigma > 0:
             raise ValueError(f"sigma is a noise level above 0, in units of the data's spread, got {sigma}")
         key = jax.random.wrap_key_data(jnp.asarray(self.score_key_))
-        level = noise.NoiseLevel(np.float32(1.0), np.float32(sigma)).to(jnp.float32)
+        level = noise.NoiseLevel(jnp.float32(1.0), jnp.float32(sigma))
 
         def estimate(rows):
             clean = _one_jump(self.params_, jax.random.clone(key), rows, level, network=self.network_)
@@ -232,15 +259,20 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
 
     # ------------------------------------------------------------------------------------------------------------ in fit
 
-    def _fit_denoiser(self, rows, held_out, train_key, score_key):
-        self.score_key_ = np.asarray(jax.random.key_data(score_key))
+    def _fit_denoiser(self, rows, held_out, files, train_seed, score_seed, run):
+        train_key = jax.random.key(train_seed)
+        self.score_key_ = np.asarray(jax.random.key_data(jax.random.key(score_seed)))
         self.network_: Any = default_network(*rows.shape[1:]) if self.network is None else self.network.clone()
         self.standardiser_ = Standardiser.fit(rows)
         rows, held_out = self.standardiser_(rows), self.standardiser_(held_out)
+        learn_from: np.ndarray | Stream = rows
+        if files is not None:
+            batches = image_batches(files, batch_size=self.batch_size, seed=train_seed, workers=files.workers)
+            learn_from = Stream(batches, self.standardiser_)
         self.params_, self.losses_, self.validation_losses_ = train(
             train_key,
             self.network_,
-            rows,
+            learn_from,
             held_out,
             noise.log_uniform(256, sigma_min=0.05, sigma_max=10.0),
             (rows[:1], np.zeros(1, np.float32)),
@@ -251,6 +283,9 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
             num_steps=self.num_steps,
             batch_size=self.batch_size,
             mesh=self.mesh,
+            cut_parameters=self.shard_parameters,
+            by_level=training.simple_loss(self.network_, noise.VELOCITY),
+            run=run,
             verbose=self.verbose,
             title=type(self.network_).__name__,
         )
@@ -309,7 +344,7 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
 
     def _blocks(self, X):
         check_is_fitted(self)
-        X = np.asarray(X)
+        X = X if isinstance(X, PictureFiles) else np.asarray(X)
         if X.ndim != 4 or not len(X):  # the check below says what is wrong
             check_scoring_data(self, X)
         for rows in gen_batches(len(X), BLOCK_ROWS):

@@ -117,7 +117,7 @@ _BUILD_ERRORS = (
 def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) -> None:
     """Write a fitted detector of jaxad to the directory ``path``; a detector saved there before is replaced.
 
-    Parameters and fitted attributes are kept, ``mesh`` is not. ``extra`` is any JSON value, such as column names, for
+    Parameters and fitted attributes are kept, ``mesh`` and ``run_dir`` are not. ``extra`` is any JSON value, such as column names, for
     ``load_extra``; tuples in it come back as lists.
 
     Raises:
@@ -143,8 +143,10 @@ def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) 
     arrays: dict[str, np.ndarray] = {}
     content = {
         "class": name,
-        # A mesh names devices of this machine; the next one may have others.
-        "parameters": {key: _encode(value, key, arrays) for key, value in parameters.items() if key != "mesh"},
+        # A mesh names devices of this machine, a run directory a folder of it; the next one may have others.
+        "parameters": {
+            key: _encode(value, key, arrays) for key, value in parameters.items() if key not in ("mesh", "run_dir")
+        },
         "fitted": {key: _encode(value, key, arrays) for key, value in _fitted(detector).items()},
         "extra": extra,
     }
