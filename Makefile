@@ -26,7 +26,7 @@ $(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,experiments]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,data,experiments]'
 	@touch $@ $(VENV)/demo.stamp
 
 .venv: $(VENV)/dev.stamp

@@ -1,6 +1,7 @@
 """``jaxad demo | fit | score | report | import-weights | doctor``: the library for people with a file and a deadline."""
 
 import csv
+import math
 import os
 import shutil
 import sys
@@ -22,7 +23,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from jaxad.runs import RunStopped
+from jaxad.runs import RunDirectory, RunStopped
 
 DEMO_SETS = ("digits_3", "digits_8", "breast_cancer", "wine_0")
 DEMO_DETECTORS = ("iforest", "ocsvm", "copod", "knn", "recommended", "ddpm", "dit", "dte-c")
@@ -78,6 +79,11 @@ def fit(
     skip_broken: bool = False,
     maps: bool = True,
     num_steps: int = 2000,
+    stream: bool = False,
+    workers: int = 0,
+    run_dir: Path | None = None,
+    save_minutes: float = 5.0,
+    tensorboard: bool = False,
 ) -> None:
     """Learn what is normal from a file of normal rows, or a folder of normal pictures, and save the detector.
 
@@ -95,10 +101,21 @@ def fit(
         skip_broken: pictures: leave out those that cannot be read, with a warning, instead of refusing the folder.
         maps: pictures: train a denoiser of pixels, for maps of where.
         num_steps: pictures: most training steps of that denoiser.
+        stream: pictures: read them batch by batch; done without asking where all of them would take most of the free memory.
+        workers: pictures, with stream: processes that read ahead of the training.
+        run_dir: folder to keep the state of the training in; if it is stopped (Ctrl-C, SIGTERM: exit code 75) or killed, the same command
+            goes on from there, to the same result.
+        save_minutes: with run_dir: minutes between two saves.
+        tensorboard: with run_dir: write curves for TensorBoard there.
     """
+    if tensorboard and run_dir is None:
+        raise ValueError("--tensorboard writes its curves to the run directory: name one with --run-dir")
+    run = None if run_dir is None else RunDirectory(run_dir, save_minutes, tensorboard=tensorboard)
     if data.is_dir():
         reading = {"size": size, "fit": "crop" if crop else "resize", "channels": channels}
-        _fit_pictures(data, out, seed, false_alarm_rate, reading, "skip" if skip_broken else "raise", maps, num_steps)
+        settings = {"maps": maps, "num_steps": num_steps, "random_state": seed, "false_alarm_rate": false_alarm_rate}
+        on_error = "skip" if skip_broken else "raise"
+        _fit_pictures(data, out, reading, on_error, {**settings, "run_dir": run}, stream, workers)
         return
     from jaxad.catalogue import DETECTORS, choose
     from jaxad.data import read_table
@@ -108,9 +125,13 @@ def fit(
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, got {seed}")
     chosen: Any = choose([detector], {name: DETECTORS[name] for name in SAVED})[detector](seed)
-    settings = {"false_alarm_rate": false_alarm_rate}
+    settings: dict[str, Any] = {"false_alarm_rate": false_alarm_rate}
     if "verbose" in chosen.get_params():
         settings["verbose"] = 1
+    if run is not None:
+        if "run_dir" not in chosen.get_params():
+            raise ValueError(f"--run-dir: {detector} is fitted in one go, there is no state to keep")
+        settings["run_dir"] = run
     chosen.set_params(**settings)
     if not 0 <= false_alarm_rate <= 0.5:
         raise ValueError(f"--false-alarm-rate is a share of normal rows between 0 and 0.5, got {false_alarm_rate}")
@@ -210,30 +231,42 @@ def _write_scores(out: Path, names: dict[str, Any], normality, flagged) -> None:
     partial_file.replace(out)
 
 
-def _fit_pictures(folder, out, seed, false_alarm_rate, reading, on_error, maps, num_steps) -> None:
-    from jaxad.data import read_folder
+def _fit_pictures(folder, out, reading, on_error, settings, stream, workers) -> None:
+    import jax
+
+    from jaxad.data import PictureFiles, read_folder
     from jaxad.detectors import ImageDetector
     from jaxad.detectors.persistence import check_writable, save_detector
+    from jaxad.memory import available_bytes
 
     console = plain_console()
+    seed, false_alarm_rate = settings["random_state"], settings["false_alarm_rate"]
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, got {seed}")
     if not 0 <= false_alarm_rate <= 0.5:
         raise ValueError(f"--false-alarm-rate is a share of normal pictures between 0 and 0.5, got {false_alarm_rate}")
     check_writable(out)
     good = folder / "train" / "good"
-    pictures = read_folder(good if good.is_dir() else folder, on_error=on_error, **reading)
+    folder = good if good.is_dir() else folder
+    files = PictureFiles(folder, workers=workers, **reading)
+    free = available_bytes(jax.devices("cpu")[0])
+    # As bytes, as floats and standardised: nine to twelve bytes for every value.
+    if stream or (free is not None and 12 * math.prod(files.shape) > free / 2):
+        pictures = files.usable(on_error)
+        console.print(f"{pictures.shape[0]} pictures in {folder}, read batch by batch")
+        rows = pictures
+    else:
+        pictures = read_folder(folder, on_error=on_error, **reading)
+        console.print(f"{pictures!r}")
+        rows = pictures.x
     # What was decided by looking at the training pictures holds for those to come.
-    reading = {**reading, "size": list(pictures.x.shape[1:3])}
-    console.print(f"{pictures!r}")
+    reading = {**reading, "size": list(rows.shape[1:3])}
     started = time.perf_counter()
-    detector = ImageDetector(
-        maps=maps, num_steps=num_steps, random_state=seed, false_alarm_rate=false_alarm_rate, verbose=1
-    ).fit(pictures.x)
+    detector = ImageDetector(verbose=1, **settings).fit(rows)
     seconds = time.perf_counter() - started
-    save_detector(detector, out, extra={"pictures": reading, "seed": seed, "rows": len(pictures.x)})
+    save_detector(detector, out, extra={"pictures": reading, "seed": seed, "rows": len(rows)})
     console.print(
-        f"image detector fitted on {len(pictures.x)} pictures in {seconds:.1f} s and saved to {out}; "
+        f"image detector fitted on {len(rows)} pictures in {seconds:.1f} s and saved to {out}; "
         f"score pictures with: jaxad score {out} FOLDER --out scores.csv --page report.html"
     )
 
@@ -263,7 +296,9 @@ def _score_pictures(detector, reading, folder, out, page, maps, on_error) -> Non
     console.print(f"{len(normality)} pictures scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
     if maps is not None:
         partial_file = maps.with_name(maps.name + ".partial.npz")
-        np.savez_compressed(partial_file, maps=np.asarray(where), threshold=detector.map_threshold_, files=np.array(pictures.files))
+        np.savez_compressed(
+            partial_file, maps=np.asarray(where), threshold=detector.map_threshold_, files=np.array(pictures.files)
+        )
         partial_file.replace(maps)
         console.print(f"maps written to {maps}")
     found = measured(pictures, -normality, where)

@@ -1,12 +1,14 @@
 """`jaxad fit` and `jaxad score` on folders of pictures, and `jaxad import-weights`: as a user types them."""
 
 import csv
+import signal
 
 import numpy as np
 import pytest
 from command_line import jaxad
 from PIL import Image
 
+from jaxad.detectors import fitting
 from jaxad.detectors.persistence import load_detector
 
 
@@ -102,3 +104,44 @@ def test_weights_that_cannot_be_imported(file, network, message, tmp_path, capsy
     assert "".join(message.split()) in said
     assert "Traceback" not in said
     assert not out.exists()
+
+
+def test_read_batch_by_batch_and_kept_in_a_run_directory(pictures, tmp_path, capsys):
+    pytest.importorskip("grain")
+    words = ("fit", pictures / "good", "--num-steps", 20, "--stream", "--run-dir", tmp_path / "run", "--tensorboard")
+    assert jaxad(*words, "--out", tmp_path / "model") == 0
+    assert "24 pictures in" in capsys.readouterr().out
+    assert list((tmp_path / "run" / "denoiser").glob("step_*"))
+    assert list((tmp_path / "run" / "denoiser").glob("events.out.tfevents.*"))
+    # The same command finds the work done: another model folder, the same scores.
+    assert jaxad(*words, "--out", tmp_path / "again") == 0
+    picture = np.asarray(Image.open(pictures / "new" / "square_00.png"))[None, ..., None]
+    first, again = (load_detector(tmp_path / name).score_samples(picture) for name in ("model", "again"))
+    np.testing.assert_array_equal(first, again)
+    # Other pictures are another run.
+    assert jaxad("fit", pictures / "new", *words[2:], "--out", tmp_path / "other") == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+def test_stopped_by_a_signal_it_says_how_to_go_on(pictures, tmp_path, monkeypatch, capsys):
+    look = fitting._keep
+
+    def stopped(run, *rest):
+        signal.raise_signal(signal.SIGTERM)
+        look(run, *rest)
+
+    monkeypatch.setattr(fitting, "_keep", stopped)
+    words = ("fit", pictures / "good", "--num-steps", 70, "--run-dir", tmp_path / "run", "--out", tmp_path / "model")
+    assert jaxad(*words) == 75
+    assert "stopped at step 50" in (told := capsys.readouterr().err)
+    assert "the same command goes on from there" in told
+    assert not (tmp_path / "model").exists()
+
+
+def test_curves_without_a_run_directory_and_a_batch_beyond_memory_are_refused(pictures, tmp_path, monkeypatch, capsys):
+    assert jaxad("fit", pictures / "good", "--out", tmp_path / "model", "--tensorboard") == 2
+    assert "--run-dir" in capsys.readouterr().err
+    monkeypatch.setattr(fitting, "available_bytes", lambda device: 2**20)
+    monkeypatch.setattr(fitting, "LARGE_BATCH", 1)
+    assert jaxad("fit", pictures / "good", "--out", tmp_path / "model") == 2
+    assert "batch_size=64 needs about" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxad.data import DataError, ImageDataset, image_batches, pipeline
+from jaxad.data import DataError, ImageDataset, PictureFiles, image_batches, pipeline
 
 pytest.importorskip("grain")
 
@@ -233,3 +233,26 @@ def test_the_examples_in_the_docstrings():
     failed, attempted = doctest.testmod(pipeline)
     assert attempted
     assert not failed
+
+
+def test_files_are_read_when_they_are_asked_for_and_broken_ones_left_out(folder):
+    files = PictureFiles(folder)
+    assert files.shape == (ROWS, 6, 8, 1)
+    assert files[3][0, 0, 0] == 3
+    assert files[2:5][:, 0, 0, 0].tolist() == [2, 3, 4]
+    assert files[np.array([7, 0])][:, 0, 0, 0].tolist() == [7, 0]
+    assert files[:0].shape == (0, 6, 8, 1)
+    (folder / "05.png").write_bytes(b"broken")
+    (folder / "00.png").write_bytes(b"broken too, and the first")
+    with pytest.raises(DataError, match=r"05\.png"):
+        files[4:6]
+    with pytest.raises(DataError, match=r"00\.png"):
+        PictureFiles(folder).usable()
+    with pytest.warns(UserWarning, match="pictures left out: 2"):
+        good = PictureFiles(folder).usable("skip")
+    assert len(good) == ROWS - 2
+    assert sorted(order(image_batches(good, batch_size=3, seed=0, epochs=1))) == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    with pytest.raises(DataError, match="a size and channels of their own"):
+        image_batches(good, batch_size=3, seed=0, size=4)
+    with pytest.raises(DataError, match="fit 'resize' or 'crop'"):
+        PictureFiles(folder, fit="tile")

@@ -18,7 +18,7 @@ FLOORS = {
     r"denoising|detectors\.appearance": 1,
     r"closed_form": 1.5,
     r"training|sampling|checkpoint|weights": 2,
-    r"scoring(\..+)?|synthesis|runs": 3,
+    r"scoring(\..+)?|synthesis|runs|memory": 3,
     r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|persistence))?": 4,
     r"calibration": 5,
     r"evaluation": 6,

@@ -5,12 +5,14 @@ import doctest
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.exceptions import NotFittedError
 
 from jaxad import localisation, metrics, sharding
 from jaxad.checkpoint import CheckpointError
+from jaxad.data import PictureFiles
 from jaxad.denoisers import DiT, UNet
-from jaxad.detectors import ImageDetector, appearance, image
+from jaxad.detectors import ImageDetector, appearance, fitting, image
 from jaxad.detectors.appearance import looks
 from jaxad.detectors.persistence import load_detector, save_detector
 
@@ -211,3 +213,25 @@ def test_bad_pictures_to_score_are_refused(detector):
 def test_the_examples_in_the_docstrings():
     for module in (appearance, image):
         assert not doctest.testmod(module).failed
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_pictures_on_disk_stand_where_an_array_would(tmp_path, maps):
+    pytest.importorskip("grain")
+    for number, picture in enumerate(NORMAL):
+        Image.fromarray(picture[..., 0]).save(tmp_path / f"{number:03}.png")
+    files = PictureFiles(tmp_path)
+    detector = ImageDetector(NETWORK, maps=maps, num_steps=60, batch_size=16).fit(files)
+    assert metrics.auroc(np.repeat([0, 1], 30), -detector.score_samples(np.concatenate([GOOD, BAD]))) > 0.99
+    np.testing.assert_array_equal(detector.score_samples(files.take([3, 1])), detector.score_samples(NORMAL[[3, 1]]))
+    with pytest.raises(ValueError, match="at least 8 pictures"):
+        ImageDetector(NETWORK).fit(files.take([0, 1, 2]))
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(fitting, "available_bytes", lambda device: 100 * 2**20)
+    monkeypatch.setattr(image, "looks", lambda *_: pytest.fail("work before the refusal"))
+    with pytest.raises(
+        ValueError, match=r"batch_size=4096 needs about .* GiB, 100.0 MiB are free: choose at most batch_size="
+    ):
+        ImageDetector(NETWORK, batch_size=4096).fit(NORMAL)

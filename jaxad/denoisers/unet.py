@@ -129,7 +129,8 @@ class UNet(nn.Module):
         frequency_shift: 1 is the level embedding of DDPM, see ``jaxad.denoisers.embedding.sinusoid``.
         dtype: compute in this precision (``jnp.bfloat16`` or ``"bfloat16"``); parameters, normalisations, softmax and
             output stay float32. None: that of ``x`` and the parameters.
-        remat: recompute the blocks' activations in the backward pass: about a third more time, far less memory.
+        remat: recompute the blocks' activations in the backward pass: about a third more time; far less memory on accelerators,
+            none less on CPUs (jax 0.10).
 
     Raises:
         ValueError: at construction: a size below 1, an attention factor that no level has, or ``head_channels`` (or

@@ -1,5 +1,6 @@
 """What every trained detector does around its network: scale, hold out, train with a progress bar, score in fixed batches."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxad import training
+from jaxad.memory import available_bytes, check_batch, training_bytes
 from jaxad.noise import NoiseLevel
 from jaxad.runs import Run, digest, in_words, named_leaves, tree_from_leaves
 from jaxad.sharding import batch_sharding, pad_to_multiple, parameter_sharding, replicate, shard_batch, shard_parameters
@@ -80,6 +82,9 @@ VALIDATION_ROWS = 2048
 MOST_ELEMENTS = 2**21
 """Numbers in a batch of large pictures that go through a network at once, outside training: its activations are many times that."""
 
+
+LARGE_BATCH = 2**16
+"""Numbers in a batch from which on it is asked whether the training fits in memory: to ask takes a second, and small ones fit."""
 
 LEVELS_SHOWN = 4
 """Noise levels whose held-out loss is shown by itself, evenly spread over the schedule."""
@@ -148,6 +153,14 @@ def train(
     validation_rows = np.resize(held_out, (_at_once(VALIDATION_ROWS, held_out), *held_out.shape[1:]))
     shown = schedule[np.linspace(0, len(schedule) - 1, LEVELS_SHOWN).astype(int)].to(jnp.float32)
     measure = loss if measure is None else measure
+    sizes: Any = {
+        "loss": loss,
+        "optimizer": optimizer,
+        "batch_size": batch_size,
+        "mesh": mesh,
+        "cut_parameters": cut_parameters,
+    }
+    check_memory(network, held_out.shape[1:], schedule, inputs, **sizes)
     init: Callable[[], training.TrainState] = partial(training.init_state, init_key, network, optimizer, *inputs)
     like, kept = jax.eval_shape(init), None
     if mesh is not None and cut_parameters:  # what does not fit on one device cannot be made there either
@@ -214,6 +227,37 @@ def train(
                 more: Any = {"batch_size": batch_size, "num_rows": len(rows), "sharding": sharding}
                 training.fit(state, rows_on_device[0], schedule, on_chunk=look, **common, **more)
     return best, losses, values.astype(np.float32)
+
+
+def check_memory(
+    network: Any,
+    sample_shape: tuple[int, ...],
+    schedule: NoiseLevel,
+    inputs: tuple,
+    *,
+    loss: training.Loss,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    cut_parameters: bool = False,
+) -> None:
+    """Does a training step on this batch fit in the memory that is free? Asked before any long work; ``train`` asks as well.
+
+    Raises:
+        ValueError: it does not; the message names the batch size that does.
+    """
+    if batch_size * math.prod(sample_shape) < LARGE_BATCH:
+        return
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    on_cpu = device.platform == "cpu"
+    fixed, per_row = training_bytes(
+        network, sample_shape, schedule, inputs, loss=loss, optimizer=optimizer, batch_size=batch_size, remat=not on_cpu
+    )
+    shares = 1 if mesh is None or on_cpu else mesh.size  # simulated devices have one memory
+    available = available_bytes(device)
+    if available is not None and not on_cpu:  # the estimate was only ever compared with CPUs
+        available = round(1.3 * available)
+    check_batch((fixed / (shares if cut_parameters else 1), per_row / shares), batch_size, available)
 
 
 class _Clock:

@@ -18,7 +18,7 @@ from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors import views
 from jaxad.detectors.appearance import looks
 from jaxad.detectors.consensus import ConsensusDetector
-from jaxad.detectors.fitting import Standardiser, Stream, hold_out, score_in_batches, train
+from jaxad.detectors.fitting import Standardiser, Stream, check_memory, hold_out, score_in_batches, train
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
 from jaxad.runs import open_run
 
@@ -29,6 +29,9 @@ BLOCK_ROWS = 1024
 """Pictures that are scored at once: what is made of one is many times the picture, and bytes become floats only here."""
 
 FEWEST_PICTURES = 8
+
+TRAINING_LEVELS = noise.log_uniform(256, sigma_min=0.05, sigma_max=10.0)
+"""What the denoiser of pixels learns to undo."""
 
 SMALLEST_SPREAD = 0.3
 """Least spread of a pixel's error, as a share of the average pixel's: a border that is always black must not shout at a speck of dust."""
@@ -179,8 +182,13 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         rows, held_out = X[learned], X[kept_out]
         if files is not None:
             files = files.take(np.delete(np.arange(len(files)), kept_out))
+        self.network_: Any = None
+        if self.maps:
+            self.network_ = default_network(*X.shape[1:]) if self.network is None else self.network.clone()
+            how = self._how_to_train()
+            sizes = {name: how[name] for name in ("loss", "optimizer", "batch_size", "mesh", "cut_parameters")}
+            check_memory(self.network_, X.shape[1:], TRAINING_LEVELS, (rows[:1], np.zeros(1, np.float32)), **sizes)
         seen = self.looks(rows)
-        self.network_ = None
         with open_run(self.run_dir, learning_rate=self.learning_rate) as run:
             self.tables_ = {}
             for name, look in seen.items():
@@ -259,10 +267,20 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
 
     # ------------------------------------------------------------------------------------------------------------ in fit
 
+    def _how_to_train(self) -> dict[str, Any]:
+        rate = training.adam(self.learning_rate, num_steps=self.num_steps, warmup_steps=min(50, self.num_steps // 10))
+        return {
+            "loss": training.simple_loss(self.network_, noise.VELOCITY),
+            "optimizer": rate,
+            "num_steps": self.num_steps,
+            "batch_size": self.batch_size,
+            "mesh": self.mesh,
+            "cut_parameters": self.shard_parameters,
+        }
+
     def _fit_denoiser(self, rows, held_out, files, train_seed, score_seed, run):
         train_key = jax.random.key(train_seed)
         self.score_key_ = np.asarray(jax.random.key_data(jax.random.key(score_seed)))
-        self.network_: Any = default_network(*rows.shape[1:]) if self.network is None else self.network.clone()
         self.standardiser_ = Standardiser.fit(rows)
         rows, held_out = self.standardiser_(rows), self.standardiser_(held_out)
         learn_from: np.ndarray | Stream = rows
@@ -274,16 +292,9 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
             self.network_,
             learn_from,
             held_out,
-            noise.log_uniform(256, sigma_min=0.05, sigma_max=10.0),
+            TRAINING_LEVELS,
             (rows[:1], np.zeros(1, np.float32)),
-            loss=training.simple_loss(self.network_, noise.VELOCITY),
-            optimizer=training.adam(
-                self.learning_rate, num_steps=self.num_steps, warmup_steps=min(50, self.num_steps // 10)
-            ),
-            num_steps=self.num_steps,
-            batch_size=self.batch_size,
-            mesh=self.mesh,
-            cut_parameters=self.shard_parameters,
+            **self._how_to_train(),
             by_level=training.simple_loss(self.network_, noise.VELOCITY),
             run=run,
             verbose=self.verbose,
