@@ -2,6 +2,7 @@
 
     python -m experiments.images --data-dir ../shared/data                      # looks alone: 40 tasks, 2 to 3 minutes each on one core
     python -m experiments.images --data-dir ../shared/data --maps --num-steps 2000   # with the denoiser of pixels; meant for a GPU
+    python -m experiments.images --data-dir ../shared/data --suites magnetic_tile --maps --num-steps 1200 --pages runs/images
 
 One class against the rest on MNIST, Fashion-MNIST and CIFAR-10 (up to 5,000 training pictures, 10,000 test pictures), 14 corruptions of
 MNIST-C (one fit), and magnetic tiles (`jaxad.data.suites`). Baselines see the same pixels: kNN (5th), the residual of principal
@@ -27,6 +28,7 @@ from jaxad import data, localisation, metrics
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import ImageDetector, KNNDetector
 from jaxad.detectors.image import soft_maximum
+from jaxad.image_report import write_image_report
 
 SUITES = ("mnist", "fashion_mnist", "cifar10", "mnist_c", "magnetic_tile")
 
@@ -43,6 +45,8 @@ class Config:
     """Train the denoiser of pixels as well: adds its two views, and maps where there are masks."""
     num_steps: int = 2000
     """Most steps of that denoiser."""
+    pages: Path | None = None
+    """Folder for a page of pictures and maps per test, with --maps."""
     seed: int = 0
     """Of the image detector and the isolation forest."""
     out: Path = Path(__file__).parent / "results" / "images.jsonl"
@@ -69,7 +73,9 @@ def run(config: Config) -> None:
         if name not in missing:
             continue
         started = time.perf_counter()
-        image = ImageDetector(maps=config.maps, num_steps=config.num_steps, random_state=config.seed).fit(train.x)
+        image = ImageDetector(
+            maps=config.maps, num_steps=config.num_steps, random_state=config.seed, verbose=int(config.maps)
+        ).fit(train.x)
         fit_seconds = time.perf_counter() - started
         for test_name, test in tests.items():
             started = time.perf_counter()
@@ -88,6 +94,9 @@ def run(config: Config) -> None:
                     "aupro_05": localisation.aupro(test.masks, maps, limit=0.05),
                 }
             write(config, test_name, name, train, test, soft_maximum(by_view), **more)
+            if config.maps and config.pages is not None:
+                config.pages.mkdir(parents=True, exist_ok=True)
+                write_image_report(image, test, config.pages / f"{test_name}.html", title=test_name)
 
 
 def tasks(config: Config) -> dict[str, Callable]:

@@ -8,16 +8,12 @@ neighbours in time, break the assumption: see ``run_aci`` and ``spot``.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import boxcox
-from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
-
-from jaxad.detectors.protocol import Detector, check_scoring_data, check_training_data
 
 ROUNDING = 1e-12
 """Conformal p-values lie on a lattice and often *equal* the bound they are compared with: a difference like this is arithmetic."""
@@ -41,7 +37,7 @@ def p_values(calibration_scores, scores, *, random_state=None) -> np.ndarray:
     >>> p_values([-5.0, -1.0, -2.0, -3.0], [-4.0, -9.0, 0.0]).tolist()
     [0.4, 0.2, 1.0]
     """
-    ordered, scores = np.sort(_finite(calibration_scores, "calibration_scores")), _finite(scores, "scores")
+    ordered, scores = np.sort(finite(calibration_scores, "calibration_scores")), finite(scores, "scores")
     at_most = np.searchsorted(ordered, scores, side="right")
     if random_state is None:
         return (1 + at_most) / (len(ordered) + 1)
@@ -63,8 +59,8 @@ def threshold(calibration_scores, alpha: float) -> float:
     >>> threshold([-5.0, -1.0, -2.0, -3.0], 0.4), threshold([-5.0, -1.0, -2.0, -3.0], 0.1)
     (-3.0, -inf)
     """
-    ordered = np.sort(_finite(calibration_scores, "calibration_scores"))
-    _check_rate(alpha)
+    ordered = np.sort(finite(calibration_scores, "calibration_scores"))
+    check_rate(alpha)
     # The p-values themselves are compared and no product is rounded down: .29 * 100 is less than 29.
     k = np.count_nonzero(np.arange(1, len(ordered) + 2) / (len(ordered) + 1) <= alpha)
     return float(np.concatenate([[-np.inf], ordered, [np.inf]])[k])
@@ -84,8 +80,8 @@ def benjamini_hochberg(p, alpha: float, *, storey: bool = False) -> np.ndarray:
     >>> benjamini_hochberg([0.01, 0.9, 0.04, 0.03], 0.05).tolist(), benjamini_hochberg([0.01, 0.9, 0.03, 0.03], 0.05).tolist()
     ([True, False, False, False], [True, False, True, True])
     """
-    p = _finite(p, "p")
-    _check_rate(alpha)
+    p = finite(p, "p")
+    check_rate(alpha)
     if p.min() < 0.0 or p.max() > 1.0:
         raise ValueError(f"p-values lie in [0, 1], got {p.min()} to {p.max()}; p_values makes them from scores")
     ordered, rank = np.sort(p), np.arange(1, len(p) + 1)
@@ -109,39 +105,6 @@ def fewest_calibration_rows(alpha: float, discoveries: int, num_tests: int) -> i
     return max(math.ceil(num_tests / (alpha * discoveries) * (1 - ROUNDING)) - 1, 1)
 
 
-class CrossFit(NamedTuple):
-    """Detector k was fitted without fold k; the ``fold`` of each row, and its ``scores`` by that detector: both ``[rows]``."""
-
-    detectors: list
-    fold: np.ndarray
-    scores: np.ndarray
-
-
-def cross_conformal(make_detector: Callable[[], Detector], X, *, folds: int = 5, random_state=0) -> CrossFit:
-    """Fit without each fold in turn, so that every row trains and every row calibrates (Vovk 2015): where rows are too few to set aside.
-
-    ``make_detector()`` gives a new unfitted detector, ``X [rows, ...]`` are normal rows. Equal rows are in one fold, or their copies would
-    let the detector recognise them; with fewer distinct rows than ``folds`` there are fewer folds. ``cross_p_values`` judges new rows.
-    Raises ValueError for ``folds < 2``, fewer than two distinct rows, and scores that are not finite.
-
-    >>> from sklearn.mixture import GaussianMixture
-    >>> fit = cross_conformal(GaussianMixture, np.random.default_rng(0).normal(size=(40, 2)))
-    >>> scores = [detector.score_samples([[0.0, 0.0], [4.0, 4.0]]) for detector in fit.detectors]
-    >>> cross_p_values([fit.scores[fit.fold == k] for k in range(5)], scores).round(3).tolist()
-    [0.976, 0.024]
-    """
-    X = np.asarray(X)
-    if folds < 2:
-        raise ValueError(f"every row is left out once, which takes at least 2 folds, got {folds=}")
-    group = _equal_rows(X)
-    fold = (check_random_state(random_state).permutation(group.max() + 1) % min(folds, group.max() + 1))[group]
-    detectors, scores = [], np.empty(len(X))
-    for k in range(fold.max() + 1):
-        detectors.append(make_detector().fit(X[fold != k]))
-        scores[fold == k] = detectors[k].score_samples(X[fold == k])
-    return CrossFit(detectors, fold, _finite(scores, "score_samples"))
-
-
 def cross_p_values(calibration_scores: Sequence, scores: Sequence) -> np.ndarray:
     """P-values ``[rows]`` from the detectors of several folds: each compares a row with those it has not seen, the counts are pooled.
 
@@ -159,115 +122,9 @@ def cross_p_values(calibration_scores: Sequence, scores: Sequence) -> np.ndarray
         raise ValueError(
             f"need both scores of every fold, got {len(calibration_scores)} calibrations, {len(scores)} scores"
         )
-    calibrations = [_finite(fold, "calibration_scores") for fold in calibration_scores]
+    calibrations = [finite(fold, "calibration_scores") for fold in calibration_scores]
     ranks = [np.rint(p_values(fold, s) * (len(fold) + 1)) for fold, s in zip(calibrations, scores, strict=True)]
     return (1 + np.sum(ranks, axis=0) - len(ranks)) / (sum(map(len, calibrations)) + 1)
-
-
-class ConformalDetector(OutlierMixin, BaseEstimator):
-    """Any detector, and what its scores mean: p-values, a rate of false alarms to be chosen afterwards, discoveries in a batch.
-
-    No anomaly is needed. The promises are for *new* rows: those that trained look more normal than they are, ``fit_predict`` flags few.
-
-    Args:
-        detector: jaxad's or scikit-learn's (``LocalOutlierFactor(novelty=True)``, pipelines): what has ``fit`` and ``score_samples``. A
-            clone is fitted; nested settings are ``detector__...``.
-        method: ``"split"`` fits once, without the rows held out: a normal row is flagged with probability at most ``alpha``, exactly.
-            ``"cross"`` fits ``folds`` times and calibrates by all rows, for some hundred rows and less; its guarantee is that of
-            ``cross_p_values``, its ``score_samples`` the mean over the detectors.
-        alpha: share of normal rows that ``predict`` may flag, in [0, 1]. It may change after ``fit``, which does not depend on it.
-        holdout: share of the rows that ``"split"`` calibrates by, in (0, 1). Equal rows stay on one side.
-        folds: detectors that ``"cross"`` fits.
-        random_state: seed of the split or the folds; the detector has its own.
-
-    Attributes:
-        detectors_, calibration_scores_: the fitted detectors, by ``"split"`` one, and for each its scores of the rows it has not seen.
-
-    Raises:
-        ValueError: from ``fit``: settings out of range, no ``score_samples``, bad data, fewer than two distinct rows.
-
-    >>> from sklearn.ensemble import IsolationForest
-    >>> model = ConformalDetector(IsolationForest(random_state=0)).fit(np.random.default_rng(0).normal(size=(500, 2)))
-    >>> rows = [[0.0, 0.0], [5.0, 5.0]]
-    >>> model.predict(rows).tolist(), model.predict(rows, alpha=0.001).tolist(), model.discoveries(rows).tolist()
-    ([1, -1], [1, 1], [False, True])
-    >>> model.p_values(rows)[1] == 1 / 101  # 100 rows calibrate: the least p-value
-    np.True_
-    """
-
-    def __init__(self, detector, *, method="split", alpha=0.05, holdout=0.2, folds=5, random_state=0):
-        self.detector = detector
-        self.method = method
-        self.alpha = alpha
-        self.holdout = holdout
-        self.folds = folds
-        self.random_state = random_state
-
-    def fit(self, X, y=None):
-        """Fit on normal rows ``X [rows, ...]`` and keep the scores of those left out; ``y`` is ignored."""
-        # Not isinstance(..., Detector): that asks the class, and LocalOutlierFactor's has what its object may lack.
-        if not all(hasattr(self.detector, method) for method in ("fit", "score_samples")):
-            raise ValueError(f"need fit and score_samples (scikit-learn's LOF: novelty=True), got {self.detector!r}")
-        if self.method not in ("split", "cross") or not 0.0 < self.holdout < 1.0:
-            raise ValueError(f"need method 'split' or 'cross', 0 < holdout < 1, got {self.method!r}, {self.holdout=}")
-        _check_rate(self.alpha)
-        X = check_training_data(self, X, allow_images=True)
-        if self.method == "cross":
-            fit = cross_conformal(self._unfitted, X, folds=self.folds, random_state=self.random_state)
-            self.detectors_ = fit.detectors
-            self.calibration_scores_ = [fit.scores[fit.fold == k] for k in range(len(fit.detectors))]
-        else:
-            held_out = _held_out(X, self.holdout, self.random_state)
-            self.detectors_ = [self._unfitted().fit(X[~held_out])]
-            self.calibration_scores_ = self._scores(X[held_out])
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """The wrapped detector's scores ``[rows]``, larger = more normal; by ``"cross"`` their mean over the detectors."""
-        return np.mean(self._scores_of_new(X), axis=0)
-
-    def p_values(self, X) -> np.ndarray:
-        """Conformal p-values ``[rows]`` in ``(0, 1]``, small for anomalies: those of the functions ``p_values`` and ``cross_p_values``."""
-        scores = self._scores_of_new(X)  # first: unfitted, it raises NotFittedError
-        return cross_p_values(self.calibration_scores_, scores)
-
-    def predict(self, X, alpha: float | None = None) -> np.ndarray:
-        """Integers ``[rows]``: ``-1`` where ``p <= alpha``, else ``+1``; None takes the setting. Nothing is fitted again."""
-        alpha = self.alpha if alpha is None else alpha
-        _check_rate(alpha)
-        return np.where(self.p_values(X) <= alpha, -1, 1)
-
-    def discoveries(self, X, alpha: float = 0.1) -> np.ndarray:
-        """The rows of this batch to report, bool ``[rows]``: ``benjamini_hochberg`` of their p-values, by ``"cross"`` without its proof."""
-        return benjamini_hochberg(self.p_values(X), alpha)
-
-    def _unfitted(self) -> Any:
-        return clone(self.detector)
-
-    def _scores_of_new(self, X):
-        check_is_fitted(self)
-        return self._scores(check_scoring_data(self, X))
-
-    def _scores(self, X):
-        return [_finite(detector.score_samples(X), "score_samples") for detector in self.detectors_]
-
-
-def _held_out(X, share, random_state) -> np.ndarray:
-    """Bool ``[rows]``: about this share of them, equal rows together, at least one group on either side."""
-    group = _equal_rows(X)
-    order = check_random_state(random_state).permutation(group.max() + 1)
-    sizes = np.bincount(group)[order]
-    chosen = np.cumsum(sizes) - sizes < share * len(X)
-    chosen[-1] = False
-    return np.isin(group, order[chosen])
-
-
-def _equal_rows(X) -> np.ndarray:
-    """A number per row ``[rows]``, from 0, the same for equal rows."""
-    group = np.unique(X.reshape(len(X), -1), axis=0, return_inverse=True)[1].ravel()
-    if not group.any():
-        raise ValueError(f"some rows train and others calibrate: need 2 distinct rows, got {len(X)} equal ones")
-    return group
 
 
 class AdaptiveLevel(NamedTuple):
@@ -309,7 +166,7 @@ def run_aci(p, alpha: float, *, gamma: float = 0.01, labels=None) -> tuple[np.nd
     >>> alarms.tolist(), levels.round(4).tolist()
     ([False, True, True], [0.05, 0.0505, 0.041])
     """
-    p = _finite(p, "p")
+    p = finite(p, "p")
     anomalous = np.zeros(len(p), bool) if labels is None else np.asarray(labels) == 1
     if anomalous.shape != p.shape or not gamma > 0.0:
         raise ValueError(f"need labels of shape {p.shape} and gamma > 0, got shape {anomalous.shape}, {gamma=}")
@@ -346,7 +203,7 @@ def spot(initial_scores, scores, *, q: float = 1e-3, level: float = 0.98, includ
     >>> alarms.tolist(), bool(abs(thresholds[0] - np.log(1e-3)) < 0.5)
     ([False, True, False], True)
     """
-    initial, stream = -_finite(initial_scores, "initial_scores"), -_finite(scores, "scores")
+    initial, stream = -finite(initial_scores, "initial_scores"), -finite(scores, "scores")
     if not 0.0 < q < 1.0 - level < 1.0:
         raise ValueError(f"need 0 < q < 1 - level < 1, got {q=}, {level=}")
     start, rows = np.quantile(initial, level), len(initial)
@@ -381,7 +238,8 @@ def _tail_quantile(excesses, expected: float) -> float:
     return float(-shape / theta * boxcox(n / expected, shape))
 
 
-def _finite(values, name: str) -> np.ndarray:
+def finite(values, name: str) -> np.ndarray:
+    """``values`` as a vector of finite float64 numbers, or a ValueError that calls them ``name``."""
     values = np.asarray(values, np.float64)
     broken = np.flatnonzero(~np.isfinite(values))
     if values.ndim != 1 or len(values) == 0 or len(broken):
@@ -392,6 +250,7 @@ def _finite(values, name: str) -> np.ndarray:
     return values
 
 
-def _check_rate(alpha):
+def check_rate(alpha):
+    """Raise a ValueError unless ``alpha`` lies in [0, 1]."""
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is a rate between 0 and 1, got {alpha=}")

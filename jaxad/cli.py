@@ -1,4 +1,4 @@
-"""``jaxad demo | fit | score | report | import-weights | doctor``: the library for people with a file and a deadline."""
+"""``jaxad demo | fit | score | export | report | import-weights | doctor``: the library for people with a file and a deadline."""
 
 import csv
 import math
@@ -159,26 +159,39 @@ def score(
     data: Annotated[Path, tyro.conf.Positional],
     out: Path,
     label_column: str | None = None,
+    alpha: float | None = None,
+    fdr: float | None = None,
     page: Path | None = None,
     maps: Path | None = None,
     skip_broken: bool = False,
 ) -> None:
-    """Score a file or a folder with a saved detector: a csv of row, anomaly_score (larger = more anomalous) and flagged (0 or 1).
+    """Score a file or a folder with a saved detector: a csv of row, anomaly_score (larger = more anomalous), p_value and flagged (0 or 1).
+
+    The p-value is the chance that a normal row scores so high, by the normal rows that ``fit`` has held out.
 
     Args:
-        model: folder written by ``jaxad fit``.
+        model: folder written by ``jaxad fit``, or for a file of rows by ``jaxad export``.
         data: file of rows with the columns of training; or a folder of pictures, or one with test/good, test/<defect> and ground_truth.
         out: csv file to write.
         label_column: column with 0 or 1 to measure against; it is not scored.
+        alpha: flag rows with a p-value up to this: so large a share of normal rows is flagged. Default: the false alarm rate of ``fit``.
+        fdr: flag as many rows as possible of which this share, on average, is normal (Benjamini and Hochberg's false discovery rate).
         page: pictures: an HTML page to write, with pictures, reconstructions and maps.
         maps: pictures: an .npz file to write, with the maps [rows, height, width], the threshold and the names of the files.
         skip_broken: pictures: leave out those that cannot be read, with a warning.
     """
-    from jaxad import metrics
+    from jaxad import bundle, metrics
     from jaxad.data import DataError, read_table
     from jaxad.detectors.persistence import load_detector, load_extra
 
     console = plain_console()
+    if alpha is not None and fdr is not None:
+        raise ValueError(
+            "--alpha bounds the share of normal rows that are flagged, --fdr that of flagged rows that are normal: give one"
+        )
+    for option, rate in (("--alpha", alpha), ("--fdr", fdr)):
+        if rate is not None and not 0 <= rate <= 1:
+            raise ValueError(f"{option} is a rate between 0 and 1, got {rate}")
     if out.is_dir():
         raise ValueError(f"--out names a csv file, {out} is a folder")
     if not out.parent.is_dir():
@@ -190,14 +203,22 @@ def score(
     for written in (page, maps):
         if written is not None and (written.is_dir() or not written.parent.is_dir()):
             raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
-    detector = load_detector(model)
-    extra = load_extra(model) or {}
+    if bundle.is_bundle(model):
+        detector: Any = bundle.load_scorer(model)
+        if len(detector.card["sample_shape"]) > 1:
+            raise ValueError(
+                f"{model} scores pictures as arrays, from Python: jaxad.load_scorer; here, name what was fitted"
+            )
+        extra = {"columns": detector.card["columns"]}
+    else:
+        detector, extra = load_detector(model), load_extra(model) or {}
     if ("pictures" in extra) != data.is_dir():
         kinds = ("a folder of pictures", "a file of rows")
         wanted, got = kinds if "pictures" in extra else reversed(kinds)
         raise ValueError(f"{model} was fitted on {wanted}, {data} is {got if data.exists() else 'missing'}")
     if data.is_dir():
-        _score_pictures(detector, extra["pictures"], data, out, page, maps, "skip" if skip_broken else "raise")
+        on_error = "skip" if skip_broken else "raise"
+        _score_pictures(detector, extra["pictures"], data, out, page, maps, on_error, alpha, fdr)
         return
     table = read_table(data, label_column=label_column)
     columns = extra.get("columns")
@@ -213,8 +234,8 @@ def score(
     started = time.perf_counter()
     normality = detector.score_samples(table.x)
     seconds = time.perf_counter() - started
-    flagged = normality < detector.offset_
-    _write_scores(out, {"row": range(len(normality))}, normality, flagged)
+    p, flagged = _judged(detector, normality, alpha, fdr)
+    _write_scores(out, {"row": range(len(normality))}, normality, p, flagged)
     console.print(f"{len(normality)} rows scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
     if table.y is not None and len(np.unique(table.y)) == 2:
         console.print(
@@ -222,12 +243,23 @@ def score(
         )
 
 
-def _write_scores(out: Path, names: dict[str, Any], normality, flagged) -> None:
+def _judged(detector, normality, alpha, fdr) -> tuple[np.ndarray, np.ndarray]:
+    """``(p-values, flagged)`` of scores, by the rates asked for."""
+    from jaxad.calibration import benjamini_hochberg, p_values
+
+    p = p_values(detector.calibration_scores_, normality)
+    if fdr is not None:
+        return p, benjamini_hochberg(p, fdr)
+    return p, normality < detector.offset_ if alpha is None else p <= alpha
+
+
+def _write_scores(out: Path, names: dict[str, Any], normality, p, flagged) -> None:
     partial_file = out.with_name(out.name + ".partial")
     with partial_file.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*names, "anomaly_score", "flagged"])
-        writer.writerows(zip(*names.values(), (-normality).tolist(), flagged.astype(int).tolist(), strict=True))
+        writer.writerow([*names, "anomaly_score", "p_value", "flagged"])
+        columns = ((-normality).tolist(), p.round(6).tolist(), flagged.astype(int).tolist())
+        writer.writerows(zip(*names.values(), *columns, strict=True))
     partial_file.replace(out)
 
 
@@ -271,7 +303,7 @@ def _fit_pictures(folder, out, reading, on_error, settings, stream, workers) -> 
     )
 
 
-def _score_pictures(detector, reading, folder, out, page, maps, on_error) -> None:
+def _score_pictures(detector, reading, folder, out, page, maps, on_error, alpha, fdr) -> None:
     from jaxad.data import read_folder, read_mvtec
     from jaxad.image_report import measured, write_image_report
 
@@ -291,8 +323,8 @@ def _score_pictures(detector, reading, folder, out, page, maps, on_error) -> Non
     else:
         normality = detector.score_samples(pictures.x)
     seconds = time.perf_counter() - started
-    flagged = normality < detector.offset_
-    _write_scores(out, {"file": pictures.files}, normality, flagged)
+    p, flagged = _judged(detector, normality, alpha, fdr)
+    _write_scores(out, {"file": pictures.files}, normality, p, flagged)
     console.print(f"{len(normality)} pictures scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
     if maps is not None:
         partial_file = maps.with_name(maps.name + ".partial.npz")
@@ -307,6 +339,29 @@ def _score_pictures(detector, reading, folder, out, page, maps, on_error) -> Non
     if page is not None:
         write_image_report(detector, pictures, page, title=folder.resolve().name)
         console.print(f"page written to {page}")
+
+
+def export(model: Annotated[Path, tyro.conf.Positional], out: Path, licence: str | None = None) -> None:
+    """Turn a saved detector into a bundle that scores with jax, numpy and flatbuffers alone (``jaxad.load_scorer``), on CPU, CUDA and TPU.
+
+    Args:
+        model: folder written by ``jaxad fit``.
+        out: folder for the bundle.
+        licence: under which the bundle may be used, for its card.
+    """
+    from jaxad import bundle
+    from jaxad.detectors.persistence import load_detector, load_extra
+    from jaxad.export import export_detector
+
+    detector, extra = load_detector(model), load_extra(model) or {}
+    started = time.perf_counter()
+    about = {name: extra[name] for name in ("rows", "detector", "seed", "pictures") if name in extra}
+    export_detector(detector, out, columns=extra.get("columns"), licence=licence, data=about)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 2**20
+    plain_console().print(
+        f"{type(detector).__name__} exported to {out} in {time.perf_counter() - started:.1f} s, {size:.1f} MiB; its scores are the "
+        f"detector's to within {bundle.TOLERANCE:g}, checked on example rows"
+    )
 
 
 def import_weights(
@@ -464,6 +519,7 @@ def main() -> None:
                 "demo": demo,
                 "fit": fit,
                 "score": score,
+                "export": export,
                 "report": report,
                 "import-weights": import_weights,
                 "doctor": doctor,

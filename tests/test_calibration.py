@@ -19,11 +19,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from jaxad import calibration
 from jaxad.calibration import (
-    ConformalDetector,
     aci_init,
     aci_update,
     benjamini_hochberg,
-    cross_conformal,
     cross_p_values,
     fewest_calibration_rows,
     p_values,
@@ -31,6 +29,7 @@ from jaxad.calibration import (
     spot,
     threshold,
 )
+from jaxad.detectors.conformal import ConformalDetector, cross_conformal
 from jaxad.detectors.gaussian import MahalanobisDetector
 from jaxad.detectors.neighbours import KNNDetector
 

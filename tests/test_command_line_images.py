@@ -43,7 +43,7 @@ def test_a_folder_becomes_a_detector_and_scores(pictures, model, tmp_path):
     with out.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
-    assert list(rows[0]) == ["file", "anomaly_score", "flagged"]
+    assert list(rows[0]) == ["file", "anomaly_score", "p_value", "flagged"]
     values = {row["file"]: float(row["anomaly_score"]) for row in rows}
     spoilt, fine = (np.array([v for n, v in values.items() if n.startswith(kind)]) for kind in ("square", "fine"))
     assert spoilt.min() > fine.max(), values

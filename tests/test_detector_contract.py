@@ -14,7 +14,7 @@ from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from jaxad.denoisers import MLP, DiT
-from jaxad.detectors import ConsensusDetector, DiffusionDetector, DTECategorical, DTEInverseGamma
+from jaxad.detectors import ConformalDetector, ConsensusDetector, DiffusionDetector, DTECategorical, DTEInverseGamma
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
@@ -44,6 +44,7 @@ SCIKIT_LEARNS = [
     OneClassSVM(gamma="auto"),
     LocalOutlierFactor(novelty=True),
     make_pipeline(StandardScaler(), OneClassSVM()),
+    ConformalDetector(KNNDetector()),
 ]
 # Exact for arithmetic in float64; the float32 of a network leaves this much.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -95,6 +96,23 @@ def test_predictions_follow_from_scores_and_offset(detector, fitted):
     np.testing.assert_array_equal(labels, np.where(decisions >= 0.0, 1, -1))
     assert np.mean(labels[:300] == -1) < 0.12, "about false_alarm_rate = 0.05 of new normal rows"
     assert np.mean(labels[300:] == -1) > 0.9
+
+
+@our_detectors
+def test_p_values_are_the_share_of_normal_rows_that_score_so_low(detector, fitted):
+    detector, new, far = fitted(detector), normal_rows(1, 1000), 8.0 + normal_rows(2, 300)
+    # With n calibration rows the rate at 10 % is 10 % on average over training sets, and scattered around it like a Beta variable.
+    scatter = np.sqrt(0.1 * 0.9 / len(detector.calibration_scores_))
+    assert abs(np.mean(detector.p_values(new) <= 0.1) - 0.1) < 4 * scatter
+    flagged = [detector.predict(new, alpha=alpha) == -1 for alpha in (0.0, 0.05, 0.2)]
+    assert not flagged[0].any()
+    assert (flagged[1] <= flagged[2]).all()
+    assert flagged[1].sum() < flagged[2].sum()
+    found = detector.discoveries(np.concatenate([new[:500], far]), alpha=0.2)
+    assert found[500:].mean() > 0.9
+    assert found[:500].mean() < 0.3
+    with pytest.raises(ValueError, match="alpha is a rate between 0 and 1"):
+        detector.predict(new, alpha=1.5)
 
 
 @every_detector

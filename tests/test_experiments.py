@@ -1,13 +1,16 @@
 """Every experiment runs, resumes, and gives the numbers of the paper that it claims to repeat."""
 
+import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import adbench, families, holdout, recipe, table1, views
+from experiments import adbench, false_discoveries, families, holdout, recipe, table1, views
 from jaxad import DiffusionDetector, data
 from jaxad.catalogue import DETECTORS
 from jaxad.denoisers import MLP
@@ -152,6 +155,42 @@ def test_holdout_reads_every_kind_of_file(data_dir, tmp_path):
     assert (credit.x.shape, int(np.sum(credit.y))) == ((1000, 61), 300)
     with pytest.raises(ValueError, match="nowhere"):
         holdout.run(holdout.Config(data_dir=data_dir, datasets=("nowhere",), out=tmp_path))
+
+
+def test_false_discoveries_are_counted_as_promised(data_dir, small_sets, tmp_path):
+    out = tmp_path / "records.jsonl"
+    config = false_discoveries.Config(
+        data_dir=data_dir, datasets=small_sets, detectors=("knn", "iforest"), seeds=(0,), repetitions=20, out=out
+    )
+    records = false_discoveries.run(config)
+    assert len(records) == 1 + 2 * len(small_sets)
+    simulated = records[0]
+    assert 0.05 < simulated["fdp_0.1"] < 0.12  # the promise is .1 times the share of normal rows, .9
+    assert simulated["power_0.05"] < simulated["power_0.2"]
+    before = out.read_bytes()
+    assert false_discoveries.run(config) == records
+    assert out.read_bytes() == before
+    p, y = np.array([0.001, 0.002, 0.9, 0.8]), np.array([1, 0, 0, 1])
+    row = false_discoveries.judged(config, p, y)
+    assert (row["fdp_0.05"], row["power_0.05"], row["type1_0.05"]) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.slow
+def test_killed_trainings_end_identically(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "experiments.kill",
+        "--kills",
+        "2",
+        "--sweep-kills",
+        "1",
+        "--out",
+        tmp_path / "kill.jsonl",
+    ]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert [row["identical"] for row in map(json.loads, (tmp_path / "kill.jsonl").open())] == [True] * 3
 
 
 def test_leave_sets_out_measures_elsewhere_than_it_chooses():

@@ -13,14 +13,14 @@ PACKAGE = Path(jaxad.__file__).parent
 
 # A module may import from lower floors only; the first pattern that matches counts. See docs/architecture.md.
 FLOORS = {
-    r"noise|coarse|denoisers(\..+)?|sharding|data(\..+)?|metrics|localisation": 0,
+    r"bundle|noise|coarse|calibration|denoisers(\..+)?|sharding|data(\..+)?|metrics|localisation": 0,
     r"detectors\.(protocol|neighbours|copula|gaussian|views)": 0,
-    r"denoising|detectors\.appearance": 1,
+    r"denoising|detectors\.(appearance|conformal)": 1,
     r"closed_form": 1.5,
     r"training|sampling|checkpoint|weights": 2,
     r"scoring(\..+)?|synthesis|runs|memory": 3,
     r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|persistence))?": 4,
-    r"calibration": 5,
+    r"export": 5,
     r"evaluation": 6,
     r"sweep|tables|figures|report|image_report|catalogue": 7,
     r"cli": 8,
@@ -113,7 +113,8 @@ def uses(module: str, dotted: str) -> bool:
     ("tool", "rooms"),
     [
         ("flax.linen", r"denoisers(\..+)?|denoising"),
-        ("jax.jit", r"training|detectors(\..+)?"),
+        # `export` lowers a jitted program and `bundle` runs it: what is compiled there is not made of the library's functions.
+        ("jax.jit", r"training|detectors(\..+)?|export|bundle"),
         ("jax.make_mesh", r"sharding"),
         ("matplotlib", r"figures"),
         ("tensorflow_datasets", r"data(\..+)?"),

@@ -232,6 +232,6 @@ def test_a_batch_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr(fitting, "available_bytes", lambda device: 100 * 2**20)
     monkeypatch.setattr(image, "looks", lambda *_: pytest.fail("work before the refusal"))
     with pytest.raises(
-        ValueError, match=r"batch_size=4096 needs about .* GiB, 100.0 MiB are free: choose at most batch_size="
+        ValueError, match=r"batch_size=4096 needs about .* MiB, 100.0 MiB are free: choose at most batch_size=512"
     ):
         ImageDetector(NETWORK, batch_size=4096).fit(NORMAL)

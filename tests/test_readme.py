@@ -202,9 +202,11 @@ def files(tmp_path):
 
 def read_scores(path):
     lines = path.read_text().splitlines()
-    assert lines[0] == "row,anomaly_score,flagged"
-    row, score, flagged = np.array([line.split(",") for line in lines[1:]], float).T
+    assert lines[0] == "row,anomaly_score,p_value,flagged"
+    row, score, p, flagged = np.array([line.split(",") for line in lines[1:]], float).T
     assert row.tolist() == list(range(len(row)))
+    assert ((p > 0) & (p <= 1)).all()
+    assert (np.diff(p[np.argsort(score)]) <= 0).all()
     return score, flagged
 
 
@@ -221,6 +223,22 @@ def test_fit_and_score(files, capsys, detector):
     assert score[:20].max() < score[20:].min()
     assert flagged[20:].all()
     assert flagged[:20].mean() < 0.5
+
+
+def test_rates_are_chosen_when_scoring(files, capsys):
+    jaxad("fit", files / "normal.csv", "--out", files / "model", "--detector", "knn")
+    words, flagged = ("score", files / "model", files / "new.csv", "--out", files / "scores.csv"), {}
+    for rate in (("--alpha", 0), ("--alpha", 0.01), ("--alpha", 0.5), ("--fdr", 0.05)):
+        assert jaxad(*words, *rate) == 0
+        flagged[rate] = read_scores(files / "scores.csv")[1].astype(bool)
+    assert not flagged["--alpha", 0].any()
+    assert flagged["--alpha", 0.01].tolist() == [False] * 20 + [True] * 20
+    assert flagged["--fdr", 0.05][20:].all()
+    assert flagged["--fdr", 0.05][:20].sum() <= 2
+    assert 5 <= flagged["--alpha", 0.5][:20].sum() <= 15
+    for wrong, message in ((("--alpha", 0.1, "--fdr", 0.1), "give one"), (("--fdr", 1.5), "between 0 and 1")):
+        assert jaxad(*words, *wrong) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_labels_are_measured_against_and_not_scored(files, capsys):

@@ -1,5 +1,6 @@
 """Detectors: ``fit`` on normal rows, ``score_samples`` on any rows (larger = more normal, scikit-learn's sign)."""
 
+from jaxad.detectors.conformal import ConformalDetector
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.diffusion import DiffusionDetector, fit_many
@@ -12,6 +13,7 @@ from jaxad.detectors.protocol import Detector
 __all__ = [
     "COPOD",
     "ECOD",
+    "ConformalDetector",
     "ConsensusDetector",
     "DTECategorical",
     "DTEInverseGamma",

@@ -16,7 +16,7 @@ from jaxad.denoising import hidden_features, make_denoiser
 from jaxad.detectors import views
 from jaxad.detectors.fitting import score_in_batches, train_many
 from jaxad.detectors.neighbours import squared_distances
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
 from jaxad.runs import open_run
 
 FARTHEST = 10.0
@@ -148,7 +148,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
             ]
         else:
             scores = [self._combine(c) for c in closed]
-        self.offset_ = threshold_from(-np.concatenate(scores), self.false_alarm_rate)
+        self._calibrate_on(-np.concatenate(scores))
         return self
 
     def score_samples(self, X) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
 
 # A column whose range is below this, relative to its values, is constant: the rest is rounding.
 CONSTANT = 1e-12
@@ -139,7 +139,7 @@ def _fit(detector, X, combine):
     else:
         detector.columns_ = _columns(X)
         normal_scores = -_anomaly(detector.columns_, X, combine, smoothing=0.5, own=1)
-    detector.offset_ = threshold_from(normal_scores, detector.false_alarm_rate)
+    detector._calibrate_on(normal_scores)
     return detector
 
 

@@ -14,7 +14,7 @@ from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors.fitting import Standardiser, default_num_steps, hold_out, score_in_batches, train, train_many
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
 from jaxad.runs import open_run
 
 
@@ -228,7 +228,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         apart = [
             self.aggregate_.apply(jnp.asarray(b), self.aggregate_.fit(a)) for a, b in ((first, second), (second, first))
         ]
-        self.offset_ = threshold_from(-np.concatenate(apart), self.false_alarm_rate)
+        self._calibrate_on(-np.concatenate(apart))
         return self
 
     def score_samples(self, X) -> np.ndarray:

@@ -17,7 +17,7 @@ from sklearn.utils import check_random_state
 from jaxad import noise, training
 from jaxad.denoisers import TimeMLP
 from jaxad.detectors.fitting import Standardiser, hold_out, score_in_batches, train
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
 from jaxad.runs import open_run
 
 
@@ -146,7 +146,7 @@ def _fit(detector, X, network, make_loss, make_error, score):
             verbose=detector.verbose,
             title=type(detector).__name__,
         )
-    detector.offset_ = threshold_from(-score(held_out), detector.false_alarm_rate)
+    detector._calibrate_on(-score(held_out))
     return detector
 
 

@@ -6,7 +6,7 @@ from sklearn.base import BaseEstimator
 from sklearn.covariance import ledoit_wolf
 from sklearn.preprocessing import StandardScaler
 
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
 
 # Held-out scores for the threshold come from this many folds: in-sample distances are far too small once features rival
 # rows.
@@ -50,7 +50,7 @@ class MahalanobisDetector(ThresholdMixin, BaseEstimator):
             held_out[fold == number] = -_squared_length(
                 *_whitening(X[fold != number], self.standardize), X[fold == number]
             )
-        self.offset_ = threshold_from(held_out, self.false_alarm_rate)
+        self._calibrate_on(held_out)
         self.location_, self.whitening_ = _whitening(X, self.standardize)
         return self
 
@@ -80,7 +80,7 @@ class SquaredNorm(ThresholdMixin, BaseEstimator):
 
     def fit(self, X, y=None):
         """Set the threshold by the rows ``X [rows, features]``; ``y`` is ignored."""
-        self.offset_ = threshold_from(_minus_squared_norm(check_training_data(self, X)), self.false_alarm_rate)
+        self._calibrate_on(_minus_squared_norm(check_training_data(self, X)))
         return self
 
     def score_samples(self, X) -> np.ndarray:

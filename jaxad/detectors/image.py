@@ -200,7 +200,7 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
             if self.maps:
                 part = None if run is None else run.part("denoiser")
                 self._fit_denoiser(rows, held_out, files, int(seeds[1]), int(seeds[2]), part)
-        self.offset_ = threshold_from(-soft_maximum(self._z_and_maps(held_out)[0]), self.false_alarm_rate)
+        self._calibrate_on(-soft_maximum(self._z_and_maps(held_out)[0]))
         return self
 
     def score_samples(self, X) -> np.ndarray:

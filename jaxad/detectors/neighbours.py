@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import gen_batches
 
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
+from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
 
 # The threshold needs leave-one-out scores of training rows; this many pin a quantile down, and all pairs of a million
 # rows take hours.
@@ -59,7 +59,7 @@ class KNNDetector(ThresholdMixin, BaseEstimator):
             raise ValueError(f"aggregate must be one of {sorted(_AGGREGATES)}, got {self.aggregate!r}")
         X = check_training_data(self, X)
         left_out = _fit_index(self, X)
-        self.offset_ = threshold_from(self._score(left_out), self.false_alarm_rate)
+        self._calibrate_on(self._score(left_out))
         return self
 
     def score_samples(self, X) -> np.ndarray:
@@ -119,7 +119,7 @@ class DTENonParametric(ThresholdMixin, BaseEstimator):
                 f"got {X.shape[1]} features and num_levels={self.num_levels}; official_quirks=False has no such limit"
             )
         left_out = _fit_index(self, X)
-        self.offset_ = threshold_from(self._score(left_out), self.false_alarm_rate)
+        self._calibrate_on(self._score(left_out))
         return self
 
     def score_samples(self, X) -> np.ndarray:
@@ -144,9 +144,13 @@ def most_probable_step(mean_squared_distance, num_features: int, num_levels: int
     >>> most_probable_step([0.0, 1.0, 1e6], num_features=8, num_levels=300).tolist()
     [0, 86, 299]
     """
+    return np.searchsorted(step_bounds(num_features, num_levels), mean_squared_distance, side="left")
+
+
+def step_bounds(num_features: int, num_levels: int) -> np.ndarray:
+    """Mean squared distances, increasing, at which ``most_probable_step`` goes one step up; ``[num_levels - 1]``."""
     variances = 1.0 - np.cumprod(1.0 - np.linspace(1e-4, 1e-2, num_levels))
-    bounds = num_features * np.diff(np.log(variances)) / -np.diff(1.0 / variances)
-    return np.searchsorted(bounds, mean_squared_distance, side="left")
+    return num_features * np.diff(np.log(variances)) / -np.diff(1.0 / variances)
 
 
 def _fit_index(detector, X) -> np.ndarray:

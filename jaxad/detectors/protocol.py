@@ -7,6 +7,8 @@ import numpy as np
 from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxad.calibration import benjamini_hochberg, check_rate, p_values
+
 
 @runtime_checkable
 class Detector(Protocol):
@@ -31,8 +33,7 @@ class Detector(Protocol):
 
 
 class ThresholdMixin(OutlierMixin):
-    """``decision_function``, ``predict`` and ``fit_predict`` for a detector that sets ``offset_`` at fit (see
-    ``threshold_from``).
+    """``decision_function``, ``predict``, ``p_values`` and ``discoveries`` for a detector whose ``fit`` ends with ``_calibrate_on``.
 
     The threshold asks for a *false alarm rate*, the share of normal rows one is ready to see flagged, and not for a
     contamination: in the one-class setting the training rows are normal, and the share of anomalies to come is what
@@ -41,7 +42,14 @@ class ThresholdMixin(OutlierMixin):
 
     score_samples: Callable[..., np.ndarray]
     n_features_in_: int
+    false_alarm_rate: float
     offset_: float
+    calibration_scores_: np.ndarray
+
+    def _calibrate_on(self, normal_scores) -> None:
+        """Threshold and p-values from now on by these ``score_samples`` of normal rows that were not fitted on."""
+        self.calibration_scores_ = np.asarray(normal_scores, np.float64)
+        self.offset_ = threshold_from(self.calibration_scores_, self.false_alarm_rate)
 
     def decision_function(self, X) -> np.ndarray:
         """``score_samples(X) - offset_``, shape ``[rows]``: negative for the rows that ``predict`` calls anomalous."""
@@ -50,9 +58,32 @@ class ThresholdMixin(OutlierMixin):
         scores = self.score_samples(X)
         return scores - self.offset_
 
-    def predict(self, X) -> np.ndarray:
-        """Integers ``[rows]``: ``+1`` normal, ``-1`` anomalous."""
-        return np.where(self.decision_function(X) >= 0.0, 1, -1)
+    def predict(self, X, alpha: float | None = None) -> np.ndarray:
+        """Integers ``[rows]``: ``+1`` normal, ``-1`` anomalous, which is below ``offset_``, or with ``alpha`` where ``p_values <= alpha``.
+
+        ``alpha`` in [0, 1] is a false alarm rate chosen after ``fit``; nothing is fitted again. 0, and whatever the calibration rows are
+        too few to support, flags nothing.
+        """
+        if alpha is None:
+            return np.where(self.decision_function(X) >= 0.0, 1, -1)
+        check_rate(alpha)
+        return np.where(self.p_values(X) <= alpha, -1, 1)
+
+    def p_values(self, X) -> np.ndarray:
+        """Conformal p-values ``[rows]`` in (0, 1]: the chance that a normal row scores so low (``calibration.p_values``).
+
+        The calibration rows are those that ``fit`` has held out or left out one by one (``calibration_scores_``); the least value is
+        ``1 / (1 + their number)``. They are valid as far as new normal rows resemble the training rows.
+        """
+        scores = self.score_samples(X)  # first: unfitted, it raises NotFittedError
+        return p_values(self.calibration_scores_, scores)
+
+    def discoveries(self, X, alpha: float = 0.1) -> np.ndarray:
+        """The rows of this batch to report, bool ``[rows]``, of which on average at most the share ``alpha`` is normal.
+
+        Benjamini & Hochberg's procedure on the p-values (``calibration.benjamini_hochberg``).
+        """
+        return benjamini_hochberg(self.p_values(X), alpha)
 
 
 def threshold_from(normal_scores, false_alarm_rate: float) -> float:
