@@ -1,6 +1,7 @@
 """``jaxad demo | fit | score | export | report | import-weights | doctor``: the library for people with a file and a deadline."""
 
 import csv
+import hashlib
 import math
 import os
 import shutil
@@ -9,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -181,7 +181,8 @@ def score(
         skip_broken: pictures: leave out those that cannot be read, with a warning.
     """
     from jaxad import bundle, metrics
-    from jaxad.data import DataError, read_table
+    from jaxad.bulk import read_scores, score_file
+    from jaxad.data import table_blocks
     from jaxad.detectors.persistence import load_detector, load_extra
 
     console = plain_console()
@@ -220,37 +221,22 @@ def score(
         on_error = "skip" if skip_broken else "raise"
         _score_pictures(detector, extra["pictures"], data, out, page, maps, on_error, alpha, fdr)
         return
-    table = read_table(data, label_column=label_column)
-    columns = extra.get("columns")
-    if columns and table.columns and list(columns) != list(table.columns):
-        if sorted(columns) != sorted(table.columns):
-            missing, unknown = sorted(set(columns) - set(table.columns)), sorted(set(table.columns) - set(columns))
-            raise DataError(
-                f"{data} does not have the columns of training: missing {missing or 'none'}, not seen in training {unknown or 'none'}"
-                + ("; if one of them is a label, name it with --label-column" if unknown else "")
-            )
-        order = [list(table.columns).index(column) for column in columns]
-        table = replace(table, x=table.x[:, order], columns=tuple(columns))
-    started = time.perf_counter()
-    normality = detector.score_samples(table.x)
-    seconds = time.perf_counter() - started
-    p, flagged = _judged(detector, normality, alpha, fdr)
-    _write_scores(out, {"row": range(len(normality))}, normality, p, flagged)
-    console.print(f"{len(normality)} rows scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
-    if table.y is not None and len(np.unique(table.y)) == 2:
+    cards = sorted(model.glob("*.json"))  # they hold digests of all there is
+    mark = hashlib.sha256(b"".join(card.read_bytes() for card in cards)).hexdigest()
+    columns, rates = extra.get("columns"), {"alpha": alpha, "fdr": fdr}
+    done = score_file(
+        detector, data, out, columns=columns, label_column=label_column, mark=mark, progress=True, **rates
+    )
+    earlier = f" ({done.taken_up} of them by an earlier run)" if done.taken_up else ""
+    console.print(f"{done.rows} rows scored in {done.seconds:.1f} s{earlier}, {done.flagged} flagged; written to {out}")
+    if label_column is None and data.suffix.lower() != ".npz":
+        return
+    labels = [piece.y for piece in table_blocks(data, label_column=label_column) if piece.y is not None]
+    if labels and len(np.unique(np.concatenate(labels))) == 2:
+        y, scores = np.concatenate(labels), read_scores(out)
         console.print(
-            f"AUROC {metrics.auroc(table.y, -normality):.4f}, average precision {metrics.average_precision(table.y, -normality):.4f}"
+            f"AUROC {metrics.auroc(y, scores):.4f}, average precision {metrics.average_precision(y, scores):.4f}"
         )
-
-
-def _judged(detector, normality, alpha, fdr) -> tuple[np.ndarray, np.ndarray]:
-    """``(p-values, flagged)`` of scores, by the rates asked for."""
-    from jaxad.calibration import benjamini_hochberg, p_values
-
-    p = p_values(detector.calibration_scores_, normality)
-    if fdr is not None:
-        return p, benjamini_hochberg(p, fdr)
-    return p, normality < detector.offset_ if alpha is None else p <= alpha
 
 
 def _write_scores(out: Path, names: dict[str, Any], normality, p, flagged) -> None:
@@ -304,6 +290,7 @@ def _fit_pictures(folder, out, reading, on_error, settings, stream, workers) -> 
 
 
 def _score_pictures(detector, reading, folder, out, page, maps, on_error, alpha, fdr) -> None:
+    from jaxad.bulk import judged
     from jaxad.data import read_folder, read_mvtec
     from jaxad.image_report import measured, write_image_report
 
@@ -323,7 +310,7 @@ def _score_pictures(detector, reading, folder, out, page, maps, on_error, alpha,
     else:
         normality = detector.score_samples(pictures.x)
     seconds = time.perf_counter() - started
-    p, flagged = _judged(detector, normality, alpha, fdr)
+    p, flagged = judged(detector, normality, alpha, fdr)
     _write_scores(out, {"file": pictures.files}, normality, p, flagged)
     console.print(f"{len(normality)} pictures scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {out}")
     if maps is not None:

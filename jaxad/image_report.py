@@ -44,8 +44,9 @@ def write_image_report(
 ) -> Path:
     """Write the page and return its path.
 
-    Up to ``most`` pictures: where labels are known, kinds in turn, the most anomalous of each first; else the most anomalous ones and as
-    many spread over the rest. Each with its score, reconstructions from noise of ``sigmas`` times the data's spread, its map
+    Up to ``most`` pictures: where labels are known, kinds in turn, of an anomalous one the most anomalous first, of a normal one some
+    spread from the least to the most; else the most anomalous ones and as many spread over the rest. Each with its score, reconstructions
+    from noise of ``sigmas`` times the data's spread, its map
     (blank below the threshold) and its mask. With labels of both classes the page gives AUROC and average precision of the pictures, with
     masks also those of the pixels, AUPRO and F1.
 
@@ -145,6 +146,10 @@ def _chosen(dataset: ImageDataset, scores, most: int) -> list[int]:
     queues = {
         kind: [row for row in order.tolist() if dataset.kinds[row] == kind] for kind in dict.fromkeys(dataset.kinds)
     }
+    shares = -(-most // len(queues))
+    for kind, queue in queues.items():
+        if dataset.y is not None and not dataset.y[queue].any():  # a normal kind as it is, not its oddest few
+            queues[kind] = [queue[i] for i in np.linspace(len(queue) - 1, 0, min(shares, len(queue))).astype(int)]
     turns = [row for turn in range(most) for queue in queues.values() for row in queue[turn : turn + 1]]
     return turns[:most]
 

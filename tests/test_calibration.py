@@ -29,6 +29,7 @@ from jaxad.calibration import (
     spot,
     threshold,
 )
+from jaxad.detectors import conformal
 from jaxad.detectors.conformal import ConformalDetector, cross_conformal
 from jaxad.detectors.gaussian import MahalanobisDetector
 from jaxad.detectors.neighbours import KNNDetector
@@ -589,6 +590,7 @@ def test_a_detector_whose_scores_are_not_finite_is_found_out():
 
 
 def test_examples_in_docstrings():
-    failed, attempted = doctest.testmod(calibration)
-    assert failed == 0
-    assert attempted > 15
+    for module, least in ((calibration, 10), (conformal, 5)):
+        failed, attempted = doctest.testmod(module)
+        assert failed == 0
+        assert attempted >= least

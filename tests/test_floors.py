@@ -14,7 +14,7 @@ PACKAGE = Path(jaxad.__file__).parent
 # A module may import from lower floors only; the first pattern that matches counts. See docs/architecture.md.
 FLOORS = {
     r"bundle|noise|coarse|calibration|denoisers(\..+)?|sharding|data(\..+)?|metrics|localisation": 0,
-    r"detectors\.(protocol|neighbours|copula|gaussian|views)": 0,
+    r"detectors\.(protocol|neighbours|copula|gaussian|views)": 0.5,
     r"denoising|detectors\.(appearance|conformal)": 1,
     r"closed_form": 1.5,
     r"training|sampling|checkpoint|weights": 2,
@@ -22,7 +22,7 @@ FLOORS = {
     r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|persistence))?": 4,
     r"export": 5,
     r"evaluation": 6,
-    r"sweep|tables|figures|report|image_report|catalogue": 7,
+    r"bulk|sweep|tables|figures|report|image_report|catalogue": 7,
     r"cli": 8,
     r"": 9,  # jaxad/__init__.py re-exports
 }

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
-from jaxad import localisation, metrics, sharding
+from jaxad import image_report, localisation, metrics, sharding
 from jaxad.checkpoint import CheckpointError
-from jaxad.data import PictureFiles
+from jaxad.data import ImageDataset, PictureFiles
 from jaxad.denoisers import DiT, UNet
 from jaxad.detectors import ImageDetector, appearance, fitting, image
 from jaxad.detectors.appearance import looks
@@ -208,6 +208,22 @@ def test_bad_pictures_to_score_are_refused(detector):
         detector.score_samples(np.full((1, 16, 16, 1), np.nan))
     with pytest.raises(NotFittedError):
         ImageDetector().score_samples(GOOD)
+
+
+def test_a_page_shows_the_worst_anomalies_and_ordinary_normal_pictures(detector, tmp_path):
+    pictures = ImageDataset(
+        "stripes",
+        np.concatenate([GOOD, BAD]),
+        np.repeat([0, 1], 30),
+        np.concatenate([0 * MASKS, MASKS]) > 0,
+        ("good",) * 30 + ("square",) * 30,
+    )
+    scores = np.arange(60.0)
+    # In turn; the anomalies from the top, the normal pictures from the bottom, the middle and the top of theirs.
+    assert image_report._chosen(pictures, scores, 6) == [0, 59, 15, 58, 29, 57]
+    page = image_report.write_image_report(detector, pictures, tmp_path / "page.html", most=4).read_text()
+    assert page.count("<img") == 4 * 5
+    assert "AUPRO at 0.3" in page
 
 
 def test_the_examples_in_the_docstrings():

@@ -8,6 +8,7 @@ arrive.
 import csv
 import lzma
 import math
+import os
 import struct
 import tokenize
 import warnings
@@ -63,6 +64,25 @@ def read_npy(path: Path, *, max_bytes: int = MAX_BYTES) -> np.ndarray:
         return _read_array(stream, size, str(path), ndim=2, max_bytes=max_bytes, step=2**20)
 
 
+def read_npy_rows(path: Path, start: int, count: int, *, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """At most ``count`` rows of the table in a ``.npy`` file, from row ``start`` on, none behind its end; errors as ``read_npy``.
+
+    Only these rows are read, unless the file holds its columns one after the other (Fortran order), which are then all read.
+    """
+    with damage_named(path, "a NumPy .npy file"), path.open("rb") as stream:
+        shape, fortran_order, dtype = _read_header(stream, path.stat().st_size, str(path), 2, None)
+        if fortran_order:
+            return read_npy(path, max_bytes=max_bytes)[start : start + count]
+        count = max(min(count, shape[0] - start), 0)
+        num_bytes = count * shape[1] * dtype.itemsize
+        if num_bytes > max_bytes:
+            raise DataError(
+                f"{path}: expected at most {max_bytes} bytes at once, got {num_bytes} for {count} rows; take fewer"
+            )
+        stream.seek(start * shape[1] * dtype.itemsize, os.SEEK_CUR)
+        return np.frombuffer(stream.read(num_bytes), dtype).reshape(count, shape[1])
+
+
 def read_npz(path: Path, *, max_bytes: int = MAX_BYTES) -> tuple[np.ndarray, np.ndarray | None]:
     """The members ``X`` (or ``x``) ``[rows, features]`` and ``y`` ``[rows]`` of a ``.npz`` archive; no ``y``, None.
 
@@ -106,6 +126,22 @@ def _read_member(
 
 def _read_array(stream: IO[bytes], size: int, what: str, *, ndim: int, max_bytes: int, step: int) -> np.ndarray:
     """The array in ``stream``, which is said to be ``size`` bytes long, read ``step`` bytes at a time."""
+    shape, fortran_order, dtype = _read_header(stream, size, what, ndim, max_bytes)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    content = bytearray()
+    while len(content) <= num_bytes and (piece := stream.read(step)):
+        content += piece
+    if len(content) != num_bytes:
+        raise DataError(
+            f"{what}: expected {num_bytes} bytes of numbers, got {len(content)}; the file is damaged or truncated"
+        )
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+def _read_header(
+    stream: IO[bytes], size: int, what: str, ndim: int, max_bytes: int | None
+) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """``(shape, in Fortran order, dtype)`` from the beginning of an array's file of ``size`` bytes, judged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the header is parsed as Python source: damage in it may warn before it fails
         version = np.lib.format.read_magic(stream)
@@ -122,7 +158,7 @@ def _read_array(stream: IO[bytes], size: int, what: str, *, ndim: int, max_bytes
     if min(shape) < 1:
         raise DataError(f"{what}: expected at least one row and one feature, got shape {shape}")
     num_bytes = math.prod(shape) * dtype.itemsize
-    if num_bytes > max_bytes:
+    if max_bytes is not None and num_bytes > max_bytes:
         raise DataError(
             f"{what}: expected at most {max_bytes} bytes, but its header declares {num_bytes} "
             f"(shape {shape}, {dtype}); raise max_bytes if the file is to be trusted"
@@ -132,11 +168,4 @@ def _read_array(stream: IO[bytes], size: int, what: str, *, ndim: int, max_bytes
             f"{what}: its header declares {num_bytes} bytes (shape {shape}, {dtype}), "
             f"but the file holds {size - stream.tell()}; it is damaged or truncated, fetch or save it again"
         )
-    content = bytearray()
-    while len(content) <= num_bytes and (piece := stream.read(step)):
-        content += piece
-    if len(content) != num_bytes:
-        raise DataError(
-            f"{what}: expected {num_bytes} bytes of numbers, got {len(content)}; the file is damaged or truncated"
-        )
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
+    return shape, fortran_order, dtype

@@ -1,16 +1,20 @@
 """A user's own table, ``.npz``, ``.npy``, ``.csv`` or ``.parquet``, read or refused with a reason."""
 
 import csv
+import itertools
 import os
 import reprlib
+import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxad.data.arrays import MAX_BYTES, damage_named, read_npy, read_npz
+from jaxad.data.arrays import MAX_BYTES, damage_named, read_npy, read_npy_rows, read_npz
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
 
 if TYPE_CHECKING:
@@ -64,6 +68,84 @@ def read_table(path: str | os.PathLike, *, label_column: str | None = None, max_
     return dataset
 
 
+def table_blocks(
+    path: str | os.PathLike,
+    *,
+    label_column: str | None = None,
+    rows: int = 65_536,
+    start: int = 0,
+    max_bytes: int = MAX_BYTES,
+) -> Iterator[Dataset]:
+    """``read_table`` in pieces of at most so many rows, from row number ``start`` on, for files of any length.
+
+    Memory is that of one piece for ``.npy``, ``.csv`` and ``.parquet``; an ``.npz``, which cannot be read from the middle, is
+    read whole. ``max_bytes`` bounds one piece. Errors as in ``read_table``, for a piece when it is reached; rows are numbered within it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(Path(folder, "x.npy"), np.arange(10.0).reshape(5, 2))
+    ...     [piece.x[:, 0].tolist() for piece in table_blocks(Path(folder, "x.npy"), rows=2, start=1)]
+    [[2.0, 4.0], [6.0, 8.0]]
+    """
+    path = Path(os.path.expanduser(path))
+    if rows < 1 or start < 0:
+        raise DataError(f"expected at least one row in a piece and a first row from 0 on, got {rows=}, {start=}")
+    suffix = path.suffix.lower()
+    _check_file(path, max_bytes if suffix == ".npz" else sys.maxsize)
+    if suffix == ".npz" or (suffix == ".npy" and label_column is not None):
+        whole = read_table(path, label_column=label_column, max_bytes=max_bytes)
+        for first in range(start, len(whole.x), rows):
+            y = None if whole.y is None else whole.y[first : first + rows]
+            yield replace(whole, x=whole.x[first : first + rows], y=y)
+        return
+    pieces = (
+        _npy_pieces(path, rows, start, max_bytes) if suffix == ".npy" else _frame_pieces(path, rows, start, max_bytes)
+    )
+    first = start
+    for piece in pieces:
+        x, y, columns = (
+            (piece, None, None) if isinstance(piece, np.ndarray) else _split_frame(piece, path, label_column)
+        )
+        dataset = Dataset(path.stem, x, y, source=path.name, columns=columns)
+        refuse_non_finite(dataset.x, f"{path}, counted from row {first}" if first else str(path), columns=columns)
+        yield dataset
+        first += len(dataset.x)
+
+
+def _npy_pieces(path: Path, rows: int, start: int, max_bytes: int) -> Iterator[np.ndarray]:
+    for first in itertools.count(start, rows):
+        with damage_named(path, "a NumPy .npy file"):
+            piece = read_npy_rows(path, first, rows, max_bytes=max_bytes)
+        if not len(piece):
+            return
+        yield piece
+
+
+def _frame_pieces(path: Path, rows: int, start: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
+    passed = 0  # lines cannot be skipped unread: a row may span several, and lines may be blank
+    for frame in (_csv_pieces if path.suffix.lower() == ".csv" else _parquet_pieces)(path, rows, max_bytes):
+        skip, passed = max(start - passed, 0), passed + len(frame)
+        if skip < len(frame):
+            yield frame.iloc[skip:]
+
+
+def _csv_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
+    with damage_named(path, "comma-separated text in UTF-8"):
+        names = _column_names(path)
+        yield from (frame.set_axis(names, axis="columns") for frame in _parsed(path, chunksize=rows))
+
+
+def _parquet_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
+    parquet = _parquet(path)
+    with damage_named(path, "a Parquet file"), parquet.ParquetFile(path) as file:
+        if rows * file.metadata.num_columns * 8 > max_bytes:
+            raise DataError(
+                f"{path}: expected a piece of at most {max_bytes} bytes, got {rows} rows x {file.metadata.num_columns} columns"
+            )
+        for batch in file.iter_batches(batch_size=rows):
+            yield batch.to_pandas()
+
+
 def _check_file(path: Path, max_bytes: int) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
@@ -87,26 +169,43 @@ def _check_file(path: Path, max_bytes: int) -> None:
 
 
 def _read_csv(path: Path) -> "pd.DataFrame":
-    import pandas as pd
-
     with damage_named(path, "comma-separated text in UTF-8"):
         names = _column_names(path)
-        try:
-            with warnings.catch_warnings():
+        return next(_parsed(path)).set_axis(names, axis="columns")
+
+
+def _parsed(path: Path, chunksize: int | None = None) -> "Iterator[pd.DataFrame]":
+    import pandas as pd
+
+    settings: dict[str, Any] = {
+        "encoding": "utf-8-sig",
+        "index_col": False,  # or a longer first row turns its first value into an index
+        "skipinitialspace": True,
+        "low_memory": False,
+    }
+    reader: Any = None
+    try:
+        while True:
+            with warnings.catch_warnings():  # entered anew for every piece: what happens between two is not ours
                 # Rows longer than the header: pandas would cut them and merely warn.
                 warnings.simplefilter("error", pd.errors.ParserWarning)
-                frame = pd.read_csv(
-                    path,
-                    encoding="utf-8-sig",
-                    index_col=False,  # or a longer first row turns its first value into an index
-                    skipinitialspace=True,
-                    low_memory=False,
-                )
-                return frame.set_axis(names, axis="columns")
-        except pd.errors.ParserWarning as error:
-            raise DataError(
-                f"{path}: expected rows as long as the line of column names, but {error}; mend the file"
-            ) from error
+                if chunksize is None:
+                    frame = pd.read_csv(path, **settings)
+                else:
+                    reader = pd.read_csv(path, chunksize=chunksize, **settings) if reader is None else reader
+                    frame = next(reader, None)
+            if frame is None:
+                return
+            yield frame
+            if chunksize is None:
+                return
+    except pd.errors.ParserWarning as error:
+        raise DataError(
+            f"{path}: expected rows as long as the line of column names, but {error}; mend the file"
+        ) from error
+    finally:
+        if reader is not None:
+            reader.close()
 
 
 def _column_names(path: Path) -> list[str]:
@@ -140,13 +239,7 @@ def _column_names(path: Path) -> list[str]:
 
 
 def _read_parquet(path: Path, max_bytes: int) -> "pd.DataFrame":
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading Parquet needs pyarrow; install it with pip install 'jaxad[data]', or save a CSV"
-        ) from error
-
+    parquet = _parquet(path)
     with damage_named(path, "a Parquet file"), parquet.ParquetFile(path) as file:
         num_bytes = file.metadata.num_rows * file.metadata.num_columns * 8
         if num_bytes > max_bytes:
@@ -155,6 +248,16 @@ def _read_parquet(path: Path, max_bytes: int) -> "pd.DataFrame":
                 f"{file.metadata.num_columns} columns; raise max_bytes if the file is to be trusted"
             )
         return file.read().to_pandas()
+
+
+def _parquet(path: Path):
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading Parquet needs pyarrow; install it with pip install 'jaxad[data]', or save a CSV"
+        ) from error
+    return parquet
 
 
 def _split_frame(

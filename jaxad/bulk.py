@@ -1,0 +1,178 @@
+"""Scoring tables of any length: piece by piece, in the memory of one, and taken up where a killed run stopped."""
+
+import csv
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxad.calibration import benjamini_hochberg, p_values
+from jaxad.data import DataError, Dataset, read_table, table_blocks
+
+ROWS_AT_ONCE = 65_536
+
+HEADER = ("row", "anomaly_score", "p_value", "flagged")
+
+
+class Scored(NamedTuple):
+    """What ``score_file`` has done: ``rows`` in all, of them ``taken_up`` from an earlier run, ``flagged``, and ``seconds`` of this one."""
+
+    rows: int
+    taken_up: int
+    flagged: int
+    seconds: float
+
+
+def judged(detector: Any, normality, alpha: float | None, fdr: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """``(p-values, flagged)`` of ``score_samples [rows]``: by the detector's threshold, a rate ``alpha``, or as a report (``fdr``)."""
+    p = p_values(detector.calibration_scores_, normality)
+    if fdr is not None:
+        return p, benjamini_hochberg(p, fdr)
+    return p, normality < detector.offset_ if alpha is None else p <= alpha
+
+
+def score_file(
+    detector: Any,
+    data: Path,
+    out: Path,
+    *,
+    columns: tuple[str, ...] | None = None,
+    label_column: str | None = None,
+    alpha: float | None = None,
+    fdr: float | None = None,
+    mark: str = "",
+    rows: int = ROWS_AT_ONCE,
+    progress: bool = False,
+) -> Scored:
+    """Score the table ``data`` into the csv file ``out`` (columns ``HEADER``), at most ``rows`` rows in memory.
+
+    Until it is whole the result lies in ``out`` + ``.partial``, with a note of how far it is; a run that was killed or interrupted is
+    taken up by the next one with the same ``data`` (name, size, time of change), rates and ``mark`` (which should tell one detector from
+    another). ``columns`` are those of training: a table with the same names in another order is put in theirs. With ``fdr`` all
+    p-values are needed to flag one, eight bytes a row.
+
+    Raises:
+        DataError: the table cannot be read or has other columns; what was written is removed.
+    """
+    started = time.perf_counter()
+    partial, note = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
+    stat = data.stat() if data.is_file() else None
+    identity = [str(data.name), stat and stat.st_size, stat and stat.st_mtime_ns, label_column, alpha, fdr, mark]
+    identity = hashlib.sha256(repr(identity).encode()).hexdigest()
+    known = _known(note, identity) if partial.is_file() else None
+    done, size, flagged = known or (0, 0, 0)
+    taken_up = done
+    try:
+        with partial.open("r+b" if known else "w+b") as file, _bar(progress, done) as advance:
+            file.truncate(size)
+            file.seek(size)
+            if not known:
+                file.write(_lines([HEADER]))
+            for piece in table_blocks(data, label_column=label_column, rows=rows, start=done):
+                normality = detector.score_samples(in_order_of_training(piece, columns, data))
+                p, found = judged(detector, normality, alpha, None)
+                flagged += int(found.sum())
+                written = ((-normality).tolist(), p.round(6).tolist(), found.astype(int).tolist())
+                file.write(_lines(zip(range(done, done + len(p)), *written, strict=True)))
+                done += len(p)
+                file.flush()
+                os.fsync(file.fileno())
+                _write_note(note, [identity, done, file.tell(), flagged])
+                advance(len(p))
+        if not done:
+            read_table(data, label_column=label_column)  # says what is wrong with it
+            raise DataError(f"{data}: expected at least one row, got none")
+        if fdr is not None:
+            flagged = _flag_report(partial, detector, fdr)
+        partial.replace(out)
+    except ValueError:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        if not partial.exists():
+            note.unlink(missing_ok=True)
+    return Scored(done, taken_up, flagged, time.perf_counter() - started)
+
+
+def read_scores(out: Path) -> np.ndarray:
+    """The anomaly scores ``[rows]`` that ``score_file`` wrote."""
+    with out.open(newline="", encoding="utf-8") as file:
+        return np.array([float(row["anomaly_score"]) for row in csv.DictReader(file)])
+
+
+def in_order_of_training(table: Dataset, columns: tuple[str, ...] | None, source: Path) -> np.ndarray:
+    """The features with their columns in the order of ``columns``.
+
+    Raises:
+        DataError: columns that are missing, or that training has not seen, by name.
+    """
+    if not columns or not table.columns or list(columns) == list(table.columns):
+        return table.x
+    if sorted(columns) != sorted(table.columns):
+        missing, unknown = sorted(set(columns) - set(table.columns)), sorted(set(table.columns) - set(columns))
+        raise DataError(
+            f"{source} does not have the columns of training: missing {missing or 'none'}, not seen in training {unknown or 'none'}"
+            + ("; if one of them is a label, name it with --label-column" if unknown else "")
+        )
+    return table.x[:, [list(table.columns).index(column) for column in columns]]
+
+
+def _lines(rows) -> bytes:
+    return "".join(",".join(map(str, row)) + "\r\n" for row in rows).encode()
+
+
+def _known(note: Path, identity: str) -> tuple[int, int, int] | None:
+    """``(rows, bytes, flagged)`` that an earlier run of the same work has written for good."""
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    match found:
+        case [str(of), int(rows), int(size), int(flagged)] if of == identity and min(rows, size, flagged) >= 0:
+            return rows, size, flagged
+    return None
+
+
+def _write_note(note: Path, content: list) -> None:
+    temporary = note.with_name(note.name + ".tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.replace(note)
+
+
+def _flag_report(partial: Path, detector: Any, fdr: float) -> int:
+    """Write the last column anew, now that all scores are known: the number of rows flagged."""
+    _, found = judged(detector, -read_scores(partial), None, fdr)
+    other = partial.with_name(partial.name + ".flagged")
+    with partial.open(newline="", encoding="utf-8") as source, other.open("wb") as target:
+        rows = csv.reader(source)
+        target.write(_lines([next(rows)]))
+        for row, of in zip(rows, found.astype(int), strict=True):
+            target.write(_lines([(*row[:-1], of)]))
+    other.replace(partial)
+    return int(found.sum())
+
+
+@contextmanager
+def _bar(wanted: bool, done: int) -> Iterator[Any]:
+    """A function that is told of every piece; a progress bar with rows and rows per second if ``wanted``."""
+    if not wanted:
+        yield lambda rows: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    speed = TextColumn("{task.completed:,.0f} rows, {task.fields[rate]:,.0f} a second")
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), speed, TimeElapsedColumn()) as bar:
+        task, started, before = bar.add_task("scoring", total=None, completed=done, rate=0.0), time.perf_counter(), done
+
+        def advance(rows):
+            nonlocal done
+            done += rows
+            bar.update(task, completed=done, rate=(done - before) / (time.perf_counter() - started))
+
+        yield advance
