@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,11 +167,14 @@ def _bar(wanted: bool, done: int) -> Iterator[Any]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     speed = TextColumn("{task.completed:,.0f} rows, {task.fields[rate]:,.0f} a second")
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), speed, TimeElapsedColumn()) as bar:
-        task, started, before = bar.add_task("scoring", total=None, completed=done, rate=0.0), time.perf_counter(), done
+    bar = Progress(SpinnerColumn(), TextColumn("{task.description}"), speed, TimeElapsedColumn())
+    task, started, before = bar.add_task("scoring", total=None, completed=done, rate=0.0), time.perf_counter(), done
+    with ExitStack() as shown:
 
         def advance(rows):
             nonlocal done
+            if done == before:  # not for a file that cannot be read
+                shown.enter_context(bar)
             done += rows
             bar.update(task, completed=done, rate=(done - before) / (time.perf_counter() - started))
 

@@ -213,7 +213,10 @@ def _lowered(name: str, parts: _Parts, shape: tuple[int, ...]) -> tuple[bytes, d
             exported = jax.export.export(jax.jit(program), platforms=PLATFORMS)(
                 like, jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
             )
-    except jax.errors.JAXTypeError as error:
+    except (
+        jax.errors.JAXTypeError,
+        NotImplementedError,
+    ) as error:  # a call back into Python has no program for three platforms
         raise ValueError(
             f"cannot export {name}: its score is not made of jax functions alone: {str(error).splitlines()[0][:300]}"
         ) from error

