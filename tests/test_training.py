@@ -107,6 +107,34 @@ def test_the_bound_trains_only_the_variance():
     assert np.abs(variance_with).max() > 1e-5
 
 
+@pytest.mark.parametrize("keep", [0.5, 0.9, 1.0])
+def test_the_trimmed_loss_learns_from_the_best_denoised_rows_alone(keep):
+    """By the gradient in the rows: nothing comes through those that are left out."""
+    params, schedule = random_params(PLAIN), noise.cosine(20).to(jnp.float32)
+    rows = ROWS.at[1].multiply(50.0)
+    loss = training.trimmed_loss(PLAIN, keep=keep)
+    gradient = jax.grad(loss, argnums=2)(jax.random.key(0), params, rows, schedule)
+    learned = np.asarray(jnp.any(gradient != 0, axis=1))
+    assert learned.sum() == round(keep * len(rows))
+    assert learned[1] == (keep == 1.0)
+
+
+def test_keeping_every_row_is_the_simple_loss():
+    params, schedule = random_params(PLAIN), noise.cosine(20).to(jnp.float32)
+    rows = jnp.tile(ROWS, (500, 1))
+    losses = [
+        make(PLAIN)(jax.random.key(0), params, rows, schedule)
+        for make in (partial(training.trimmed_loss, keep=1.0), training.simple_loss)
+    ]
+    assert losses[0] == pytest.approx(float(losses[1]), rel=0.02)
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.5, float("nan")])
+def test_a_share_to_keep_out_of_range_is_refused(keep):
+    with pytest.raises(ValueError, match=r"in \(0, 1\], got"):
+        training.trimmed_loss(PLAIN, keep=keep)
+
+
 def test_the_hybrid_loss_is_the_simple_one_plus_the_weighted_bound():
     params, schedule = random_params(TWO_HEADED), SCHEDULES["cosine"]
     whole = training.hybrid_loss(TWO_HEADED, noise.VELOCITY, vlb_weight=0.7)(jax.random.key(4), params, ROWS, schedule)

@@ -20,6 +20,7 @@ PLAIN = MLP(width=8, depth=1)
 TWO_HEADED = MLP(width=8, depth=1, learned_variance=True)
 LOSSES = {
     "simple": (PLAIN, training.simple_loss(PLAIN)),
+    "trimmed": (PLAIN, training.trimmed_loss(PLAIN)),
     "min-snr": (PLAIN, training.simple_loss(PLAIN, noise.NOISE, training.min_snr())),
     "hybrid": (TWO_HEADED, training.hybrid_loss(TWO_HEADED)),
 }

@@ -87,7 +87,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
         "gmm": scoring.gmm,
         "knn": scoring.knn,
     },
-    "loss": _by_name(training.simple_loss, training.hybrid_loss),
+    "loss": _by_name(training.simple_loss, training.hybrid_loss, training.trimmed_loss),
     "weight": _by_name(training.uniform),
     "statistics": _by_name(scoring.LevelStatistics, scoring.Whitening, scoring.Mixture, scoring.Neighbours),
     "standardiser": _by_name(Standardiser),
