@@ -28,7 +28,9 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name", [*("ddpm", "dte-c"), *(pytest.param(name, marks=pytest.mark.slow) for name in ("dit", "dte-ig"))]
+)
 def test_training_beats_no_training_shuffled_columns_and_a_constant(name, split):
     def measured(detector, rows):
         return auroc(split.labels, -detector.fit(rows).score_samples(split.test))

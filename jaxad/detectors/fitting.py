@@ -14,11 +14,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxad import training
+from jaxad import distributed, training
 from jaxad.memory import available_bytes, check_batch, training_bytes
 from jaxad.noise import NoiseLevel
 from jaxad.runs import Run, digest, in_words, named_leaves, tree_from_leaves
-from jaxad.sharding import batch_sharding, pad_to_multiple, parameter_sharding, replicate, shard_batch, shard_parameters
+from jaxad.sharding import (
+    batch_sharding,
+    fetch,
+    pad_to_multiple,
+    parameter_sharding,
+    replicate,
+    shard_batch,
+    shard_parameters,
+)
 
 if TYPE_CHECKING:
     from jaxad.data import ImageBatches
@@ -137,7 +145,9 @@ def train(
     a loss that means something on a single level too, shown for a few of them. Rows are padded to a bucketed number, so fits of similar
     size share one compiled program; a ``Stream`` is read batch by batch instead.
 
-    On a ``mesh`` the state is copied to every device, or with ``cut_parameters`` cut over them (``sharding.shard_parameters``).
+    On a ``mesh`` the state is copied to every device, or with ``cut_parameters`` cut over them (``sharding.shard_parameters``); rows
+    are cut in any case. The mesh may lie over several processes (``jaxad.distributed``), all with the same ``rows``; a ``Stream``
+    delivers to each its own part of every batch.
     With ``run`` the state is kept in a run directory, and what is found there is taken up: the result is that of a run never stopped,
     to the bit on the same kind of device.
 
@@ -170,18 +180,18 @@ def train(
         kept = _restore(run, _fingerprint(key, network, learned, [held_out], schedule, num_steps, batch_size), like)
     if kept is None:
         state = init()
-        kept = _Progress(state, jax.tree.map(np.asarray, state.ema), np.zeros(0, np.float32), np.zeros(0))
+        kept = _Progress(state, fetch(state.ema), np.zeros(0, np.float32), np.zeros(0))
     elif stream is not None and run is not None:
         stream.batches.set_state(run.data_position)
     state, best, losses, values = kept
     on_device: Any = (jnp.asarray(validation_rows), schedule.to(jnp.float32), shown)
-    if not isinstance(rows, Stream):
-        padded, _ = pad_to_multiple(rows, _bucket(len(rows)))
-        on_device = (*on_device, jnp.asarray(padded))
+    padded = None if isinstance(rows, Stream) else pad_to_multiple(rows, _bucket(len(rows)))[0]
     if mesh is not None:
         on_device = replicate(on_device, mesh)
         state = shard_parameters(state, mesh) if cut_parameters else replicate(state, mesh)
-    validation_rows, schedule, shown, *rows_on_device = on_device
+    validation_rows, schedule, shown = on_device
+    if padded is not None:
+        padded = jnp.asarray(padded) if mesh is None else shard_batch(pad_to_multiple(padded, mesh.size)[0], mesh)
 
     def finished(step):
         return step >= num_steps or (len(values) > 0 and len(values) - 1 - int(np.argmin(values)) >= PATIENCE)
@@ -199,7 +209,7 @@ def train(
                     _validate(jax.random.clone(validation_key), state.ema, validation_rows, schedule, measure=measure)
                 )
                 if value < np.min(values, initial=np.inf):
-                    best = jax.tree.map(np.asarray, state.ema)
+                    best = fetch(state.ema)
                 values = np.append(values, value)
                 told["held-out loss"] = value
                 if by_level is not None and (verbose or (run is not None and run.settings.tensorboard)):
@@ -225,7 +235,7 @@ def train(
                 training.fit_stream(state, batches, schedule, sharding=sharding, on_chunk=look, **common)
             else:
                 more: Any = {"batch_size": batch_size, "num_rows": len(rows), "sharding": sharding}
-                training.fit(state, rows_on_device[0], schedule, on_chunk=look, **common, **more)
+                training.fit(state, padded, schedule, on_chunk=look, **common, **more)
     return best, losses, values.astype(np.float32)
 
 
@@ -248,7 +258,7 @@ def check_memory(
     """
     if batch_size * math.prod(sample_shape) < LARGE_BATCH:
         return
-    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
     on_cpu = device.platform == "cpu"
     fixed, per_row = training_bytes(
         network, sample_shape, schedule, inputs, loss=loss, optimizer=optimizer, batch_size=batch_size, remat=not on_cpu
@@ -315,13 +325,14 @@ def _restore(run: Run, fingerprint: dict[str, str], like: training.TrainState) -
 
 def _keep(run: Run, progress: _Progress, step: int, finished: bool) -> None:
     """Save when it is time, and at the end; end the program if it was told to stop."""
-    if finished or run.due():
+    due, stop = run.due()
+    if finished or due:
         arrays = named_leaves("state", progress.state) | named_leaves("best", progress.best)
         histories = {"losses": progress.losses, "values": progress.values}
         run.save(step, arrays | histories, {"finished": finished, "data_position": run.data_position})
     if finished:
         run.wait()
-    if run.stopping:
+    if stop:
         run.stop(step)
 
 
@@ -469,7 +480,7 @@ class _ProgressBar:
 
     def __init__(self, title, num_steps, verbose):
         self.live, self.told = None, {}
-        if verbose:
+        if verbose and distributed.is_main():
             from rich.console import Group
             from rich.live import Live
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -519,5 +530,5 @@ def score_in_batches(score: Callable[[Any], Any], rows: np.ndarray, mesh: Mesh |
         size = next(size for size in (min(64, most), min(256, most), most) if size >= len(piece))
         padded, mask = pad_to_multiple(piece, size)
         batch = jnp.asarray(padded) if mesh is None else shard_batch(padded, mesh)
-        pieces.append(np.asarray(score(batch))[..., mask])
+        pieces.append(fetch(score(batch))[..., mask])
     return np.concatenate(pieces, axis=-1)

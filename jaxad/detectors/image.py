@@ -21,6 +21,7 @@ from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.fitting import Standardiser, Stream, check_memory, hold_out, score_in_batches, train
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
 from jaxad.runs import open_run
+from jaxad.sharding import process_share
 
 MOST_IN_MEMORY = 5000
 """Of more pictures than memory holds, so many are looked at as a whole: all that the one-vs-rest suites train on."""
@@ -285,7 +286,13 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         rows, held_out = self.standardiser_(rows), self.standardiser_(held_out)
         learn_from: np.ndarray | Stream = rows
         if files is not None:
-            batches = image_batches(files, batch_size=self.batch_size, seed=train_seed, workers=files.workers)
+            batches = image_batches(
+                files,
+                batch_size=self.batch_size,
+                seed=train_seed,
+                workers=files.workers,
+                part=process_share(self.mesh),
+            )
             learn_from = Stream(batches, self.standardiser_)
         self.params_, self.losses_, self.validation_losses_ = train(
             train_key,

@@ -12,8 +12,11 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.impute import SimpleImputer
 from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from jaxad import noise, sampling, scoring, training
@@ -51,6 +54,9 @@ DETECTORS = _by_name(
     MahalanobisDetector,
     SquaredNorm,
 )
+
+TRANSFORMERS = _by_name(StandardScaler, MinMaxScaler, RobustScaler, PCA, SimpleImputer)
+"""What may come before the detector in a saved ``Pipeline``: scikit-learn's, whose fitted attributes are numbers and arrays."""
 
 ALLOWED: dict[str, dict[str, Any]] = {
     "network": _by_name(MLP, DiT, TimeMLP, UNet),
@@ -117,8 +123,9 @@ _BUILD_ERRORS = (
 def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) -> None:
     """Write a fitted detector of jaxad to the directory ``path``; a detector saved there before is replaced.
 
-    Parameters and fitted attributes are kept, ``mesh`` and ``run_dir`` are not. ``extra`` is any JSON value, such as column names, for
-    ``load_extra``; tuples in it come back as lists.
+    A ``Pipeline`` of scikit-learn that ends in one is saved as well, with the ``TRANSFORMERS`` in it. Parameters and fitted attributes are
+    kept, ``mesh`` and ``run_dir`` are not. ``extra`` is any JSON value, such as column names, for ``load_extra``; tuples in it come
+    back as lists.
 
     Raises:
         ValueError: before anything is written: not a fitted detector of jaxad, ``extra`` is not JSON, or an attribute is
@@ -132,24 +139,21 @@ def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) 
     ...     load_detector(f"{folder}/knn").score_samples([[0.0, 2.0], [3.0, 1.0]]).tolist(), load_extra(f"{folder}/knn")
     ([-1.0, -3.0], {'columns': ['heat', 'load']})
     """
-    name = type(detector).__name__
-    if DETECTORS.get(name) is not type(detector):
-        raise ValueError(
-            f"cannot save a {type(detector).__module__}.{name}: only jaxad's own detectors are saved without code "
-            f"({', '.join(DETECTORS)}); keep others with a tool of their library, such as skops for scikit-learn"
-        )
-    check_is_fitted(detector)
-    parameters = detector.get_params(deep=False)
     arrays: dict[str, np.ndarray] = {}
-    content = {
-        "class": name,
-        # A mesh names devices of this machine, a run directory a folder of it; the next one may have others.
-        "parameters": {
-            key: _encode(value, key, arrays) for key, value in parameters.items() if key not in ("mesh", "run_dir")
-        },
-        "fitted": {key: _encode(value, key, arrays) for key, value in _fitted(detector).items()},
-        "extra": extra,
-    }
+    if type(detector) is Pipeline:
+        *before, last = detector.steps
+        steps = [
+            {"name": name, **_described(step, TRANSFORMERS, arrays, f"step{i}_")}
+            for i, (name, step) in enumerate(before)
+        ]
+        content = {
+            "class": "Pipeline",
+            "steps": steps,
+            "last": {"name": last[0], **_described(last[1], DETECTORS, arrays)},
+        }
+    else:
+        content = _described(detector, DETECTORS, arrays)
+    content["extra"] = extra
     try:
         json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -157,6 +161,32 @@ def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) 
             f"extra must be a JSON value of text, finite numbers, lists and dictionaries: {error}"
         ) from error
     save_checkpoint(path, arrays, content)
+
+
+def _described(estimator, known: dict[str, type], arrays: dict[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
+    """Class, parameters and fitted attributes of one estimator; its arrays go to ``arrays``, their names behind ``prefix``."""
+    name = type(estimator).__name__
+    if known.get(name) is not type(estimator):
+        raise ValueError(
+            f"cannot save a {type(estimator).__module__}.{name}: only jaxad's own detectors ({', '.join(DETECTORS)}), and "
+            f"before them in a Pipeline {', '.join(TRANSFORMERS)}, are saved without code; keep others with a tool of their "
+            "library, such as skops"
+        )
+    check_is_fitted(estimator)
+    own: dict[str, np.ndarray] = {}
+    parameters, defaults = estimator.get_params(deep=False), type(estimator)().get_params(deep=False)
+    if known is TRANSFORMERS:  # the default of an imputer is NaN, which JSON has not
+        parameters = {key: value for key, value in parameters.items() if value is not defaults[key]}
+    described = {
+        "class": name,
+        # A mesh names devices of this machine, a run directory a folder of it; the next one may have others.
+        "parameters": {
+            key: _encode(value, key, own) for key, value in parameters.items() if key not in ("mesh", "run_dir")
+        },
+        "fitted": {key: _encode(value, key, own) for key, value in _fitted(estimator).items()},
+    }
+    arrays |= {prefix + key: value for key, value in own.items()}
+    return described
 
 
 def load_detector(path: str | os.PathLike) -> Any:
@@ -292,7 +322,23 @@ def _look_up(name: Any, known: dict[str, Any], where: str) -> Any:
 
 
 def _build(content: Any, arrays: dict[str, np.ndarray]) -> Any:
-    cls = _look_up(content["class"], DETECTORS, "detector")
+    if content["class"] != "Pipeline":
+        return _build_one(content, content["class"], DETECTORS, arrays)
+    steps = []
+    for i, step in enumerate(content["steps"]):
+        prefix = f"step{i}_"
+        own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+        transformer = _build_one(step, step["class"], TRANSFORMERS, own)
+        if type(transformer) is SimpleImputer:
+            # Asked for when it transforms, and no public attributes.
+            transformer._fit_dtype = transformer._fill_dtype = transformer.statistics_.dtype
+        steps.append((str(step["name"]), transformer))
+    last = content["last"]
+    return Pipeline([*steps, (str(last["name"]), _build_one(last, last["class"], DETECTORS, arrays))])
+
+
+def _build_one(content: Any, name: Any, known: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
+    cls = _look_up(name, known, "detector" if known is DETECTORS else "transformer")
     parts = (
         {key: _decode(node, key, arrays) for key, node in content[part].items()} for part in ("parameters", "fitted")
     )
@@ -319,6 +365,15 @@ def _restore(cls: type, parameters: dict[str, Any], fitted: dict[str, Any]) -> A
 
 def _try_out(detector: Any) -> None:
     """Do the parts fit together? One row of zeros goes through; through a network only its shapes do, without compiling."""
+    if isinstance(detector, Pipeline):
+        if len(detector) == 1:
+            return _try_out(detector[-1])
+        seen = np.asarray(detector[:-1].transform(np.zeros((1, detector.n_features_in_))))
+        if seen.shape[1:] != (detector[-1].n_features_in_,):
+            raise CheckpointError(
+                f"the steps before the {type(detector[-1]).__name__} give rows of {seen.shape[1:]}; save it again"
+            )
+        return _try_out(detector[-1])
     row = np.zeros((1, *getattr(detector, "sample_shape_", (detector.n_features_in_,))))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "X does not have valid feature names")
