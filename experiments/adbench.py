@@ -8,6 +8,7 @@ Expected (clean, 42 sets): docs/methods.md. An interrupted run resumes where it 
 
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
-from jaxad import data, sweep
+from jaxad import cluster, data, sweep
 from jaxad.catalogue import DETECTORS, choose
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import COPOD
@@ -41,6 +42,11 @@ class Config:
     """results.jsonl, scores/, table.md, results.csv and report.html are written here."""
     download: bool = False
     """Fetch sets that are not in the data directory from their pinned source."""
+    ray: str | None = None
+    """Where cells are computed at the same time: local (the cores of this machine) or the address of a Ray cluster that sees the same
+    folders; default: here, one after the other."""
+    ray_gpus: float = 0.0
+    """GPUs that a cell takes on the cluster; a fraction puts several on one."""
 
 
 def run(config: Config, published: Mapping[str, Mapping[str, float]] | None = None) -> list[Evaluation]:
@@ -61,7 +67,9 @@ def run(config: Config, published: Mapping[str, Mapping[str, float]] | None = No
                 f"not in the data directory: {', '.join(missing)}; --download fetches them, or check --data-dir"
             )
     loaders = {name: partial(data.adbench, name, config.data_dir, download=config.download) for name in names}
-    records = sweep.run(loaders, detectors, out=config.out, protocol=config.protocol, seeds=config.seeds)
+    what = {"out": config.out, "protocol": config.protocol, "seeds": config.seeds}
+    with nullcontext() if config.ray is None else cluster.on_ray(config.ray, gpus=config.ray_gpus) as elsewhere:
+        records = sweep.run(loaders, detectors, **what, elsewhere=elsewhere)
     tables = [markdown_table(records, published=published), markdown_table(records, metric="average_precision")]
     tables.append(comparison_table(records, "knn" if "knn" in detectors else next(iter(detectors))))
     (config.out / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")

@@ -4,8 +4,8 @@
 
 Half of a set's anomalies are set aside; of them 0, 1, 5 and 10 % are mixed into the normal training rows, the other half is tested, always
 the same. Sets: the ten smallest of ADBench's ``Classical`` group with at least 40 anomalies. The denoiser (``DiffusionDetector``, 1,000
-steps) learns from all rows, or by ``training.trimmed_loss`` from the best denoised 80 % of every batch, one setting for every share and set;
-kNN stands beside. About 15 minutes on 2 cores. Records: ``experiments/results/contamination.jsonl``; a cell there is not run again.
+steps) learns from all rows, or by ``training.trimmed_loss`` from the best denoised 80 % of every batch, one setting for all;
+kNN stands beside. About 15 minutes on 2 cores. Records: ``experiments/results/contamination.jsonl``; none is made twice.
 Expected: docs/trust.md.
 """
 

@@ -1,19 +1,23 @@
-"""Scoring tables of any length: piece by piece, in the memory of one, and taken up where a killed run stopped."""
+"""Scoring tables of any length and number: piece by piece, in the memory of one, and taken up where a killed run stopped."""
 
 import csv
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxad import bundle
 from jaxad.calibration import benjamini_hochberg, p_values
+from jaxad.cluster import Elsewhere
 from jaxad.data import DataError, Dataset, read_table, table_blocks
+from jaxad.detectors.persistence import load_detector, load_extra
 
 ROWS_AT_ONCE = 65_536
 
@@ -62,9 +66,7 @@ def score_file(
     """
     started = time.perf_counter()
     partial, note = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
-    stat = data.stat() if data.is_file() else None
-    identity = [str(data.name), stat and stat.st_size, stat and stat.st_mtime_ns, label_column, alpha, fdr, mark]
-    identity = hashlib.sha256(repr(identity).encode()).hexdigest()
+    identity = _identity(data, label_column, alpha, fdr, mark)
     known = _known(note, identity) if partial.is_file() else None
     done, size, flagged = known or (0, 0, 0)
     taken_up = done
@@ -98,6 +100,131 @@ def score_file(
         if not partial.exists():
             note.unlink(missing_ok=True)
     return Scored(done, taken_up, flagged, time.perf_counter() - started)
+
+
+class Scorer(NamedTuple):
+    """A detector or a bundle, read from disk: what ``score_file`` needs of it."""
+
+    detector: Any
+    extra: dict[str, Any]
+    mark: str
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Those of training, if they had names."""
+        return self.extra.get("columns")
+
+
+def load(model: Path) -> Scorer:
+    """What lies in a folder of ``jaxad fit`` or ``jaxad export``.
+
+    Raises:
+        ValueError: a bundle that scores pictures, or no model of ours.
+    """
+    if bundle.is_bundle(model):
+        detector: Any = bundle.load_scorer(model)
+        if len(detector.card["sample_shape"]) > 1:
+            raise ValueError(
+                f"{model} scores pictures as arrays, from Python: jaxad.load_scorer; here, name what was fitted"
+            )
+        extra = {"columns": detector.card["columns"]}
+    else:
+        detector, extra = load_detector(model), load_extra(model) or {}
+    return Scorer(detector, extra, _mark(model))
+
+
+FILES_SCORED = "scored.jsonl"
+
+
+def score_files(
+    model: Path,
+    files: Sequence[Path],
+    folder: Path,
+    *,
+    label_column: str | None = None,
+    alpha: float | None = None,
+    fdr: float | None = None,
+    on_file: Callable[[Path, Scored], None] | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> dict[Path, Scored]:
+    """``score_file`` for many tables: ``FOLDER/<name>.csv`` of each, and a line in ``FOLDER/scored.jsonl`` once it is whole.
+
+    Files with a line there, of the same ``model``, content and rates, are not scored again. ``elsewhere`` says where the work is done,
+    ``cluster.on_ray`` for instance; None: here, one after the other.
+
+    Raises:
+        ValueError: no file, two of one name, a model of pictures; or whatever ``score_file`` refuses, and what is done is kept.
+    """
+    targets = {file: folder / f"{file.name}.csv" for file in dict.fromkeys(files)}
+    twice = sorted({target.name for target in targets.values()})
+    if not targets or len(twice) < len(targets):
+        raise ValueError(
+            f"expected files to score, each of a name of its own, got {len(targets)} of {len(twice)} names"
+        )
+    if missing := [str(file) for file in targets if not file.is_file()]:
+        raise ValueError(f"{len(missing)} of {len(targets)} files to score are missing, the first is {missing[0]}")
+    if "pictures" in load(model).extra:
+        raise ValueError(f"{model} was fitted on a folder of pictures: score that in one piece, with jaxad score")
+    rates = {"label_column": label_column, "alpha": alpha, "fdr": fdr}
+    identities = {file: _identity(file, label_column, alpha, fdr, _mark(model)) for file in targets}
+    folder.mkdir(exist_ok=True)
+    records = folder / FILES_SCORED
+    if records.is_file() and not records.read_bytes().endswith(b"\n"):  # a line cut short by a kill
+        with records.open("a", encoding="utf-8") as out:
+            out.write("\n")
+    known = {row["of"]: Scored(*row["scored"]) for row in _lines_of(records)}
+    done = {file: known[of] for file, of in identities.items() if of in known and targets[file].is_file()}
+    waiting = [file for file in targets if file not in done]
+    work = [(model, _mark(model), file, targets[file], rates) for file in waiting]
+    for number, scored in (_one_by_one if elsewhere is None else elsewhere)(_score, work):
+        file = waiting[number]
+        done[file] = scored
+        with records.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"file": file.name, "scored": scored, "of": identities[file]}) + "\n")
+        if on_file is not None:
+            on_file(file, scored)
+    return {file: done[file] for file in targets}
+
+
+def _one_by_one(function, arguments):
+    for number, each in enumerate(arguments):
+        yield number, function(*each)
+
+
+def _score(model, mark, file, out, rates) -> Scored:
+    scorer = _loaded(model, mark)
+    return score_file(scorer.detector, file, out, columns=scorer.columns, mark=scorer.mark, **rates)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model, mark) -> Scorer:
+    """Once in a process; ``mark`` tells a model from one that has replaced it."""
+    return load(model)
+
+
+def _lines_of(records: Path) -> list[dict]:
+    """Whole lines: the last one may be cut short by a kill."""
+    found = []
+    for line in records.read_text(encoding="utf-8").splitlines() if records.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        match row:
+            case {"of": str(), "scored": [int(), int(), int(), float()]}:
+                found.append(row)
+    return found
+
+
+def _mark(model: Path) -> str:
+    """Tells one model from another: its cards hold digests of all there is."""
+    return hashlib.sha256(b"".join(card.read_bytes() for card in sorted(model.glob("*.json")))).hexdigest()
+
+
+def _identity(data: Path, label_column, alpha, fdr, mark) -> str:
+    stat = data.stat() if data.is_file() else None
+    of = [str(data.name), stat and stat.st_size, stat and stat.st_mtime_ns, label_column, alpha, fdr, mark]
+    return hashlib.sha256(repr(of).encode()).hexdigest()
 
 
 def read_scores(out: Path) -> np.ndarray:

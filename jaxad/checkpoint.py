@@ -21,8 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from jaxad import distributed
 
 DESCRIPTION = "detector.json"
 ARRAYS = "arrays"
@@ -60,7 +63,8 @@ def save_checkpoint(path: str | os.PathLike, arrays: Mapping[str, Any], content:
     """Write ``arrays`` (numbers of any shape, under dotted names) and the JSON value ``content`` to the directory ``path``.
 
     A checkpoint that is already there is replaced. Whatever goes wrong, ``path`` is afterwards either the old state or
-    the whole new one: everything is written to a hidden directory beside it, which is then renamed.
+    the whole new one: everything is written to a hidden directory beside it, which is then renamed. Of several processes
+    (``jaxad.distributed``) all call this together: the main one writes, and each what it alone holds of an array that is cut.
 
     Raises:
         ValueError: before anything is written: a name or dtype that cannot be saved, or ``content`` is not JSON.
@@ -73,7 +77,7 @@ def save_checkpoint(path: str | os.PathLike, arrays: Mapping[str, Any], content:
     ({'table': array([[1., 0.],
            [0., 1.]])}, {'note': 'two rows'})
     """
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    arrays = {name: array if _cut(array) else np.asarray(array) for name, array in arrays.items()}
     for name, array in arrays.items():
         if not _NAME.fullmatch(name) or array.dtype.name not in DTYPES:
             raise ValueError(f"array {name!r} of {array.dtype} cannot be saved: names are dotted words, values numbers")
@@ -86,21 +90,30 @@ def save_checkpoint(path: str | os.PathLike, arrays: Mapping[str, Any], content:
     }
     json.dumps(description, allow_nan=False)  # fails here, before anything is written
     target = _target(path)
-    temporary = _make_temporary(target)
+    temporary = Path(distributed.from_main(lambda: str(_make_temporary(target)), CheckpointError))
     try:
         # Orbax refuses empty arrays; their signature says all there is to say.
-        stored = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items() if array.size}
+        stored = {
+            name: array if _cut(array) else array.astype(array.dtype.newbyteorder("="))
+            for name, array in arrays.items()
+            if array.size
+        }
         if stored:
             with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
                 checkpointer.save(temporary / ARRAYS, stored)
-        description["files"] = _digests(temporary / ARRAYS)
-        text = json.dumps(description, allow_nan=False, indent=1)
-        (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
-        _move_into_place(temporary, target)
+
+        def describe():
+            description["files"] = _digests(temporary / ARRAYS)
+            text = json.dumps(description, allow_nan=False, indent=1)
+            (temporary / DESCRIPTION).write_text(text, encoding="utf-8")
+            _move_into_place(temporary, target)
+
+        distributed.from_main(describe, OSError)
     except _ORBAX_ERRORS as error:
         raise CheckpointError(f"cannot save to {target}, nothing was changed there: {_reason(error)}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Any]:
@@ -130,7 +143,7 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Any
         arrays = {name: np.empty(s["shape"], s["dtype"]) for name, s in signatures.items() if name not in stored}
         if stored:
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
-            with _quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+            with _quiet_orbax(), _reader() as checkpointer:
                 arrays |= checkpointer.restore(Path(path).resolve() / ARRAYS, restore_args=as_numpy)
     except _ORBAX_ERRORS as error:
         raise CheckpointError(f"{path}: the arrays cannot be read: {_reason(error)}") from error
@@ -222,8 +235,20 @@ def _move_into_place(temporary: Path, target: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _signature(array: np.ndarray) -> dict[str, Any]:
-    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+def _cut(array: Any) -> bool:
+    """Does it lie on devices of several processes, a part here and a part there?"""
+    return isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated)
+
+
+def _reader() -> ocp.Checkpointer:
+    """Of this process alone: others need not read the same at the same time."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+def _signature(array: Any) -> dict[str, Any]:
+    order = "F" if not _cut(array) and array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     return {"shape": list(array.shape), "dtype": array.dtype.name, "order": order}
 
 

@@ -1,7 +1,6 @@
-"""``jaxad demo | fit | score | export | report | import-weights | doctor``: the library for people with a file and a deadline."""
+"""``jaxad demo | fit | score | score-files | export | serve | report | import-weights | doctor``: for people with a file and a deadline."""
 
 import csv
-import hashlib
 import math
 import os
 import shutil
@@ -9,7 +8,8 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
+from jaxad.bodies import DEFAULT, Limits
 from jaxad.runs import RunDirectory, RunStopped
 
 DEMO_SETS = ("digits_3", "digits_8", "breast_cancer", "wine_0")
@@ -66,6 +67,54 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Devices:
+    """Where a training runs."""
+
+    devices: Literal["one", "all", "cut"] | None = None
+    """one: the first device. all: every device takes its part of a batch. cut: as all, with the state of the training cut over them, for
+    networks that fill one. Default: one, or all of several processes."""
+    coordinator: str | None = None
+    """Run as one of several processes: host:port at which process 0 is reached, or auto where Slurm, Open MPI, Kubernetes or a TPU pod
+    says who is who."""
+    processes: int | None = None
+    """Their number, with host:port."""
+    process_id: int | None = None
+    """The number of this one, from 0, with host:port."""
+    lost_after: float = 60.0
+    """Seconds without a sign of life after which a process counts as lost and the others stop."""
+
+    def joined(self) -> AbstractContextManager:
+        """The context in which this process is one of several."""
+        from jaxad.distributed import joined
+
+        if self.coordinator is None and (self.processes, self.process_id) != (None, None):
+            raise ValueError("--processes and --process-id need --coordinator host:port, the address of process 0")
+        if self.coordinator is not None and self.devices == "one":
+            raise ValueError("--devices one: several processes train on all of their devices, choose all or cut")
+        if self.coordinator is None:
+            return nullcontext()
+        address = None if self.coordinator == "auto" else self.coordinator
+        return joined(address, self.processes, self.process_id, timeout=self.lost_after)
+
+    def settings(self, detector: str, has: Any) -> dict[str, Any]:
+        """What a detector with the parameters ``has`` is to be told."""
+        from jaxad.sharding import data_mesh
+
+        if self.coordinator is None and self.devices in (None, "one"):
+            return {}
+        wanted = {"mesh": data_mesh()} | ({"shard_parameters": True} if self.devices == "cut" else {})
+        if missing := [name for name in wanted if name not in has]:
+            raise ValueError(
+                f"--devices, --coordinator: {detector} has no {missing[0]}, it is fitted on one device"
+                + ("" if "mesh" in missing else " or on copies of its state: choose --devices all")
+            )
+        return wanted
+
+
+ONE_DEVICE = Devices()
+
+
 def fit(
     data: Annotated[Path, tyro.conf.Positional],
     out: Path,
@@ -84,6 +133,7 @@ def fit(
     run_dir: Path | None = None,
     save_minutes: float = 5.0,
     tensorboard: bool = False,
+    where: Annotated[Devices, tyro.conf.OmitArgPrefixes] = ONE_DEVICE,
 ) -> None:
     """Learn what is normal from a file of normal rows, or a folder of normal pictures, and save the detector.
 
@@ -107,25 +157,32 @@ def fit(
             goes on from there, to the same result.
         save_minutes: with run_dir: minutes between two saves.
         tensorboard: with run_dir: write curves for TensorBoard there.
+        where: one device, several, or several processes (docs/scaling.md).
     """
     if tensorboard and run_dir is None:
         raise ValueError("--tensorboard writes its curves to the run directory: name one with --run-dir")
     run = None if run_dir is None else RunDirectory(run_dir, save_minutes, tensorboard=tensorboard)
-    if data.is_dir():
-        reading = {"size": size, "fit": "crop" if crop else "resize", "channels": channels}
-        settings = {"maps": maps, "num_steps": num_steps, "random_state": seed, "false_alarm_rate": false_alarm_rate}
-        on_error = "skip" if skip_broken else "raise"
-        _fit_pictures(data, out, reading, on_error, {**settings, "run_dir": run}, stream, workers)
-        return
+    settings = {"random_state": seed, "false_alarm_rate": false_alarm_rate, "run_dir": run}
+    with where.joined():
+        if data.is_dir():
+            reading = {"size": size, "fit": "crop" if crop else "resize", "channels": channels}
+            settings |= {"maps": maps, "num_steps": num_steps}
+            on_error = "skip" if skip_broken else "raise"
+            _fit_pictures(data, out, reading, on_error, settings, stream, workers, where)
+        else:
+            _fit_table(data, out, detector, label_column, seed, false_alarm_rate, run, where)
+
+
+def _fit_table(data, out, detector, label_column, seed, false_alarm_rate, run, where) -> None:
     from jaxad.catalogue import DETECTORS, choose
     from jaxad.data import read_table
     from jaxad.detectors.persistence import check_writable, save_detector
 
-    console = plain_console()
+    console = plain_console(of_main=True)
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, got {seed}")
     chosen: Any = choose([detector], {name: DETECTORS[name] for name in SAVED})[detector](seed)
-    settings: dict[str, Any] = {"false_alarm_rate": false_alarm_rate}
+    settings: dict[str, Any] = {"false_alarm_rate": false_alarm_rate, **where.settings(detector, chosen.get_params())}
     if "verbose" in chosen.get_params():
         settings["verbose"] = 1
     if run is not None:
@@ -180,19 +237,12 @@ def score(
         maps: pictures: an .npz file to write, with the maps [rows, height, width], the threshold and the names of the files.
         skip_broken: pictures: leave out those that cannot be read, with a warning.
     """
-    from jaxad import bundle, metrics
-    from jaxad.bulk import read_scores, score_file
+    from jaxad import metrics
+    from jaxad.bulk import load, read_scores, score_file
     from jaxad.data import table_blocks
-    from jaxad.detectors.persistence import load_detector, load_extra
 
     console = plain_console()
-    if alpha is not None and fdr is not None:
-        raise ValueError(
-            "--alpha bounds the share of normal rows that are flagged, --fdr that of flagged rows that are normal: give one"
-        )
-    for option, rate in (("--alpha", alpha), ("--fdr", fdr)):
-        if rate is not None and not 0 <= rate <= 1:
-            raise ValueError(f"{option} is a rate between 0 and 1, got {rate}")
+    _check_rates(alpha, fdr)
     if out.is_dir():
         raise ValueError(f"--out names a csv file, {out} is a folder")
     if not out.parent.is_dir():
@@ -204,15 +254,7 @@ def score(
     for written in (page, maps):
         if written is not None and (written.is_dir() or not written.parent.is_dir()):
             raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
-    if bundle.is_bundle(model):
-        detector: Any = bundle.load_scorer(model)
-        if len(detector.card["sample_shape"]) > 1:
-            raise ValueError(
-                f"{model} scores pictures as arrays, from Python: jaxad.load_scorer; here, name what was fitted"
-            )
-        extra = {"columns": detector.card["columns"]}
-    else:
-        detector, extra = load_detector(model), load_extra(model) or {}
+    detector, extra, mark = scorer = load(model)
     if ("pictures" in extra) != data.is_dir():
         kinds = ("a folder of pictures", "a file of rows")
         wanted, got = kinds if "pictures" in extra else reversed(kinds)
@@ -221,11 +263,9 @@ def score(
         on_error = "skip" if skip_broken else "raise"
         _score_pictures(detector, extra["pictures"], data, out, page, maps, on_error, alpha, fdr)
         return
-    cards = sorted(model.glob("*.json"))  # they hold digests of all there is
-    mark = hashlib.sha256(b"".join(card.read_bytes() for card in cards)).hexdigest()
-    columns, rates = extra.get("columns"), {"alpha": alpha, "fdr": fdr}
+    rates = {"alpha": alpha, "fdr": fdr}
     done = score_file(
-        detector, data, out, columns=columns, label_column=label_column, mark=mark, progress=True, **rates
+        detector, data, out, columns=scorer.columns, label_column=label_column, mark=mark, progress=True, **rates
     )
     earlier = f" ({done.taken_up} of them by an earlier run)" if done.taken_up else ""
     console.print(f"{done.rows} rows scored in {done.seconds:.1f} s{earlier}, {done.flagged} flagged; written to {out}")
@@ -239,6 +279,62 @@ def score(
         )
 
 
+def score_files(
+    model: Annotated[Path, tyro.conf.Positional],
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path,
+    label_column: str | None = None,
+    alpha: float | None = None,
+    fdr: float | None = None,
+    ray: str | None = None,
+) -> None:
+    """Score many files of rows with a saved detector: one csv for each, as of ``jaxad score``; those that are done are not scored again.
+
+    Args:
+        model: folder written by ``jaxad fit`` or ``jaxad export``.
+        files: files of rows with the columns of training, each of a name of its own.
+        out: folder for the csv files.
+        label_column: column with 0 or 1 that is not to be scored.
+        alpha: flag rows with a p-value up to this. Default: the false alarm rate of ``fit``.
+        fdr: flag as many rows of a file as possible of which this share, on average, is normal.
+        ray: where the files are scored at the same time: local, on the cores of this machine, or the address of a Ray cluster, such as
+            auto or host:6379, that sees the same folders. Default: here, one after the other.
+    """
+    from jaxad import bulk, cluster
+
+    console = plain_console()
+    _check_rates(alpha, fdr)
+    if not out.parent.is_dir() or (out.exists() and not out.is_dir()):
+        raise ValueError(f"--out {out}: expected the name of a folder in a folder that exists")
+    seen = []
+
+    def tell(file, scored):
+        seen.append(file)
+        console.print(f"{file.name}: {scored.rows} rows, {scored.flagged} flagged, {scored.seconds:.1f} s")
+
+    with nullcontext() if ray is None else cluster.on_ray(ray) as elsewhere:
+        done = bulk.score_files(
+            *(model.absolute(), [file.absolute() for file in files], out.absolute()),
+            label_column=label_column,
+            alpha=alpha,
+            fdr=fdr,
+            on_file=tell,
+            elsewhere=elsewhere,
+        )
+    earlier = f" ({len(done) - len(seen)} of them by an earlier run)" if len(seen) < len(done) else ""
+    console.print(f"{len(done)} files{earlier}, {sum(each.rows for each in done.values())} rows scored into {out}")
+
+
+def _check_rates(alpha, fdr) -> None:
+    if alpha is not None and fdr is not None:
+        raise ValueError(
+            "--alpha bounds the share of normal rows that are flagged, --fdr that of flagged rows that are normal: give one"
+        )
+    for option, rate in (("--alpha", alpha), ("--fdr", fdr)):
+        if rate is not None and not 0 <= rate <= 1:
+            raise ValueError(f"{option} is a rate between 0 and 1, got {rate}")
+
+
 def _write_scores(out: Path, names: dict[str, Any], normality, p, flagged) -> None:
     partial_file = out.with_name(out.name + ".partial")
     with partial_file.open("w", newline="", encoding="utf-8") as file:
@@ -249,15 +345,16 @@ def _write_scores(out: Path, names: dict[str, Any], normality, p, flagged) -> No
     partial_file.replace(out)
 
 
-def _fit_pictures(folder, out, reading, on_error, settings, stream, workers) -> None:
+def _fit_pictures(folder, out, reading, on_error, settings, stream, workers, where) -> None:
     import jax
 
     from jaxad.data import PictureFiles, read_folder
     from jaxad.detectors import ImageDetector
     from jaxad.detectors.persistence import check_writable, save_detector
+    from jaxad.distributed import any_process
     from jaxad.memory import available_bytes
 
-    console = plain_console()
+    console = plain_console(of_main=True)
     seed, false_alarm_rate = settings["random_state"], settings["false_alarm_rate"]
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, got {seed}")
@@ -269,7 +366,8 @@ def _fit_pictures(folder, out, reading, on_error, settings, stream, workers) -> 
     files = PictureFiles(folder, workers=workers, **reading)
     free = available_bytes(jax.devices("cpu")[0])
     # As bytes, as floats and standardised: nine to twelve bytes for every value.
-    if stream or (free is not None and 12 * math.prod(files.shape) > free / 2):
+    too_many = free is not None and 12 * math.prod(files.shape) > free / 2
+    if any(any_process([stream or too_many])):
         pictures = files.usable(on_error)
         console.print(f"{pictures.shape[0]} pictures in {folder}, read batch by batch")
         rows = pictures
@@ -280,7 +378,8 @@ def _fit_pictures(folder, out, reading, on_error, settings, stream, workers) -> 
     # What was decided by looking at the training pictures holds for those to come.
     reading = {**reading, "size": list(rows.shape[1:3])}
     started = time.perf_counter()
-    detector = ImageDetector(verbose=1, **settings).fit(rows)
+    devices = where.settings("the image detector", ImageDetector().get_params())
+    detector = ImageDetector(verbose=1, **settings, **devices).fit(rows)
     seconds = time.perf_counter() - started
     save_detector(detector, out, extra={"pictures": reading, "seed": seed, "rows": len(rows)})
     console.print(
@@ -349,6 +448,29 @@ def export(model: Annotated[Path, tyro.conf.Positional], out: Path, licence: str
         f"{type(detector).__name__} exported to {out} in {time.perf_counter() - started:.1f} s, {size:.1f} MiB; its scores are the "
         f"detector's to within {bundle.TOLERANCE:g}, checked on example rows"
     )
+
+
+def serve(
+    scorer: Annotated[Path, tyro.conf.Positional],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Annotated[Limits, tyro.conf.OmitArgPrefixes] = DEFAULT,
+) -> None:
+    """Answer requests for scores over HTTP: POST /score with JSON or Arrow, GET /health, /card, /metrics; until SIGTERM or Ctrl-C.
+
+    Args:
+        scorer: folder written by ``jaxad export``.
+        host: address to listen on; the default is this machine alone. There is no authentication: beyond it, put a proxy in front.
+        port: port to listen on; 0 takes one that is free, and says which.
+        limits: what clients may ask for.
+    """
+    try:
+        from jaxad.serve import serve as run
+    except ImportError as error:
+        raise ValueError(
+            f"the service is made of packages that are missing here: pip install 'jaxad[serve]' ({error})"
+        ) from error
+    run(scorer, host, port, limits)
 
 
 def import_weights(
@@ -460,9 +582,17 @@ def doctor() -> None:
     Console().print(table)
 
 
-def plain_console() -> Console:
-    """For sentences with paths in them: no markup (a path may hold brackets), no line breaks (it may be copied)."""
-    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+def plain_console(of_main: bool = False) -> Console:
+    """For sentences with paths in them: no markup (a path may hold brackets), no line breaks (it may be copied).
+
+    With ``of_main`` only the main one of several processes speaks.
+    """
+    quiet = False
+    if of_main:
+        from jaxad.distributed import is_main
+
+        quiet = not is_main()
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
 def compilation_cache() -> Path:
@@ -506,7 +636,9 @@ def main() -> None:
                 "demo": demo,
                 "fit": fit,
                 "score": score,
+                "score-files": score_files,
                 "export": export,
+                "serve": serve,
                 "report": report,
                 "import-weights": import_weights,
                 "doctor": doctor,

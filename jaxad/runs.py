@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxad import distributed
 from jaxad.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 STOPPED = 75
@@ -84,7 +85,7 @@ class Run:
     def part(self, name: str) -> "Run":
         """The place of one network of several: its own checkpoints under the same lock."""
         path = self.path / name
-        path.mkdir(exist_ok=True)
+        distributed.from_main(lambda: path.mkdir(exist_ok=True))
         return Run(self.settings, path, self._asked, self._shared)
 
     def restore(self, fingerprint: Mapping[str, str]) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -96,6 +97,18 @@ class Run:
             CheckpointError: the directory holds another run; the message says in what they differ.
         """
         self._fingerprint = fingerprint = {**self._asked, **fingerprint}
+        found = None
+
+        def search():
+            nonlocal found
+            step, found = self._newest(fingerprint)
+            return step
+
+        step = distributed.from_main(search, CheckpointError)
+        return load_checkpoint(self._at(step)) if found is None and step is not None else found
+
+    def _newest(self, fingerprint):
+        """``(step, (arrays, content))`` of the newest sound checkpoint, or two times None."""
         _sweep_up(self.path)
         for step in sorted(_steps(self.path), reverse=True):
             try:
@@ -112,20 +125,24 @@ class Run:
                 raise CheckpointError(
                     f"{self.path} holds another run, of other {told}; choose a new folder or remove that one"
                 )
-            return arrays, content
-        return None
+            return step, (arrays, content)
+        return None, None
 
-    def due(self) -> bool:
-        """Is it time to save? Always, once the run is told to stop."""
-        return self.stopping or time.monotonic() - self._last_save >= 60 * self.settings.minutes
+    def due(self) -> tuple[bool, bool]:
+        """Is it time ``(to save, to stop)``? To stop is to save, too. All processes of a job get one answer, and ask together."""
+        save = self.stopping or time.monotonic() - self._last_save >= 60 * self.settings.minutes
+        save, stop = distributed.any_process([save, self.stopping])
+        return save, stop
 
     @property
     def stopping(self) -> bool:
-        """Has SIGTERM or Ctrl-C come?"""
+        """Has SIGTERM or Ctrl-C come, to this process?"""
         return self._shared.stop.is_set()
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], content: Mapping[str, Any]) -> None:
         """Write a checkpoint in the background (``arrays`` must be the caller's no more), and drop all but the newest few.
+
+        Several processes save together, each what it alone holds, and wait until it is on disk.
 
         Raises:
             CheckpointError: the save *before* this one failed, the disk is full for instance; what was saved earlier is intact.
@@ -133,6 +150,8 @@ class Run:
         self.wait()
         self._last_save = time.monotonic()
         self._pending = self._shared.writer.submit(self._write, step, dict(arrays), dict(content))
+        if jax.process_count() > 1:  # the state that lies on the devices is about to change
+            self.wait()
 
     def wait(self) -> None:
         """Until the last ``save`` is on disk.
@@ -155,7 +174,7 @@ class Run:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """A point on every curve, if curves are wanted."""
-        if not self.settings.tensorboard:
+        if not self.settings.tensorboard or not distributed.is_main():
             return
         if self._curves is None:
             from tensorboardX import SummaryWriter
@@ -170,7 +189,7 @@ class Run:
 
     def _write(self, step, arrays, content):
         save_checkpoint(self._at(step), arrays, {**content, "step": step, "fingerprint": self._fingerprint})
-        for old in sorted(_steps(self.path))[: -self.settings.keep]:
+        for old in sorted(_steps(self.path))[: -self.settings.keep] if distributed.is_main() else ():
             shutil.rmtree(self._at(old), ignore_errors=True)
 
 
@@ -188,7 +207,8 @@ def open_run(where: "str | os.PathLike | RunDirectory | Run | None", **asked: An
     """The run directory, locked; SIGTERM and Ctrl-C ask it to save and stop. None gives None; an open run is handed on.
 
     ``asked`` are settings that the result depends on, a learning rate for instance: a run goes on only if they are the same.
-    A second Ctrl-C interrupts at once. Signals are only heard in the main thread.
+    A second Ctrl-C interrupts at once. Signals are only heard in the main thread. Of several processes (``jaxad.distributed``) the main
+    one holds the lock for all; the folder must be one that all of them see.
 
     Raises:
         RunStopped: at the end, if a signal came that no training has heard.
@@ -215,12 +235,20 @@ def open_run(where: "str | os.PathLike | RunDirectory | Run | None", **asked: An
             raise ImportError("curves for TensorBoard need tensorboardX; pip install 'jaxad[tensorboard]'") from error
     path = Path(settings.path).expanduser().absolute()
     with contextlib.ExitStack() as stack:
-        try:
-            path.mkdir(exist_ok=True)
-            lock = stack.enter_context((path / "lock").open("a+"))
-        except OSError as error:
-            raise CheckpointError(f"cannot keep a run in {path}: {error.strerror}") from error
-        _lock(lock, path)
+
+        def take():
+            try:
+                path.mkdir(exist_ok=True)
+                lock = stack.enter_context((path / "lock").open("a+"))
+            except OSError as error:
+                raise CheckpointError(f"cannot keep a run in {path}: {error.strerror}") from error
+            _lock(lock, path)
+
+        distributed.from_main(take, CheckpointError)
+        if not (path / "lock").exists():
+            raise CheckpointError(
+                f"process {jax.process_index()} sees no {path}: a run of several processes needs a folder that all of them share"
+            )
         stop = threading.Event()
         # The writer is shut down before the signals are given back, and before the lock is.
         stack.enter_context(_signals_set(stop))
@@ -228,7 +256,7 @@ def open_run(where: "str | os.PathLike | RunDirectory | Run | None", **asked: An
         writer = stack.enter_context(ThreadPoolExecutor(1, "checkpoint"))
         asked = {name.replace("_", " "): in_words(value) for name, value in asked.items()}
         yield Run(settings, path, asked, _Shared(stop, writer, closing))
-        if stop.is_set():  # heard too late for the training, which is done and saved
+        if any(distributed.any_process([stop.is_set()])):  # heard too late for the training, which is done and saved
             raise RunStopped(
                 f"stopped after the training, which is kept in {path}; the same command goes on from there"
             )
@@ -237,10 +265,17 @@ def open_run(where: "str | os.PathLike | RunDirectory | Run | None", **asked: An
 def named_leaves(prefix: str, tree: Any) -> dict[str, np.ndarray]:
     """The leaves of a tree of arrays as host arrays under numbered names; random keys as their data.
 
+    What is cut over several processes stays where it lies: Orbax has each of them write its part.
+
     >>> named_leaves("params", {"b": 1.0, "a": np.zeros(2)})
     {'params.0': array([0., 0.]), 'params.1': array(1.)}
     """
-    return {f"{prefix}.{i}": np.array(_plain(leaf)) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+    def of_leaf(leaf):
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+        return np.array(_plain(leaf)) if whole else leaf
+
+    return {f"{prefix}.{i}": of_leaf(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def tree_from_leaves(prefix: str, like: Any, arrays: Mapping[str, np.ndarray]) -> Any:

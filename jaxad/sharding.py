@@ -1,6 +1,7 @@
 """Placement on many devices: parameters everywhere, or cut where they would not fit, a batch cut along its rows.
 
-Data parallelism here is placement only; the compiled function stays the same and XLA inserts the communication.
+Data parallelism here is placement only; the compiled function stays the same and XLA inserts the communication. The devices may
+belong to several processes (``jaxad.distributed``): then all of them call the same functions with the same arguments.
 """
 
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "data"
@@ -22,14 +24,61 @@ def data_mesh(devices: Any = None) -> Mesh:
     return jax.make_mesh((len(devices),), (BATCH_AXIS,), devices=devices, axis_types=(AxisType.Auto,))
 
 
+def process_share(mesh: Mesh | None) -> tuple[int, int]:
+    """``(i, n)``: this process is the i-th of n whose devices make up the mesh; without a mesh the only one.
+
+    >>> process_share(data_mesh())
+    (0, 1)
+    """
+    processes = [0] if mesh is None else sorted({device.process_index for device in mesh.devices.flat})
+    return 0 if mesh is None else processes.index(jax.process_index()), len(processes)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows cut along the mesh, everything behind them whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
+def place(tree: Any, sharding: Any) -> Any:
+    """``jax.device_put`` for devices of several processes as well, each of which has all of ``tree`` and fills its own devices from it.
+
+    >>> place(np.ones(3), batch_sharding(data_mesh(jax.devices()[:1]))).sharding.spec
+    P('data',)
+    """
+
+    def of_leaf(leaf, sharding):
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(of_leaf(jax.random.key_data(leaf), sharding))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if isinstance(sharding, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: of_leaf(leaf, sharding), tree)
+    return jax.tree.map(of_leaf, tree, sharding)
+
+
+def fetch(tree: Any) -> Any:
+    """Every array whole on the host, from whatever devices it lies on; the processes that share one ask for it together.
+
+    >>> fetch(place(np.ones(3), batch_sharding(data_mesh(jax.devices()[:1]))))
+    array([1., 1., 1.])
+    """
+
+    def of_leaf(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(of_leaf, tree)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of every array on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def parameter_sharding(tree: Any, mesh: Mesh) -> Any:
@@ -63,7 +112,7 @@ def shard_parameters(tree: Any, mesh: Mesh) -> Any:
     >>> params["kernel"].sharding.spec, params["scale"].sharding.spec
     (P('data',), P())
     """
-    return jax.device_put(tree, parameter_sharding(tree, mesh))
+    return place(tree, parameter_sharding(tree, mesh))
 
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
@@ -77,7 +126,7 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
             raise ValueError(
                 f"{mesh.size} devices cannot share {jnp.shape(leaf)[:1]} rows evenly: use pad_to_multiple first"
             )
-    return jax.device_put(tree, batch_sharding(mesh))
+    return place(tree, batch_sharding(mesh))
 
 
 def pad_to_multiple(rows: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray]:

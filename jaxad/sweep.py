@@ -12,7 +12,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxad import evaluation
+from jaxad.cluster import Elsewhere
 from jaxad.data import Dataset
 from jaxad.detectors.protocol import Detector
 from jaxad.evaluation import Evaluation
@@ -46,6 +47,7 @@ def run(
     seeds: Iterable[int] = (0,),
     on_cell: Callable[[Evaluation], None] | None = None,
     progress: bool = True,
+    elsewhere: Elsewhere | None = None,
 ) -> list[Evaluation]:
     """Evaluate every detector on every data set with every seed and return the records in that order, finished ones included.
 
@@ -60,6 +62,8 @@ def run(
         seeds: seeds of the splits and of the detectors.
         on_cell: called with each new record once it is on disk.
         progress: a bar on stderr: cells, the one in work, the last AUROC, elapsed and remaining time.
+        elsewhere: where the cells are computed, ``cluster.on_ray`` for instance; None: here, one after the other. Only this process
+            writes, so records and resuming are the same; cells come in the order in which they are finished.
 
     Raises:
         ValueError: nothing to do, an unknown protocol, a line in ``results.jsonl`` that is no record, a loader whose data set has
@@ -88,17 +92,18 @@ def run(
     pending = [cell for cell in cells if cell not in finished]
     with _progress(progress) as bar:
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(pending), last="")
-        dataset = None
-        for cell in pending:
-            dataset_name, detector_name, _, seed = cell
-            bar.update(task, description=f"{dataset_name} · {detector_name} · seed {seed}")
-            if dataset is None or dataset.name != dataset_name:
-                dataset = None  # let go of the last one before the next is loaded
-                dataset = _load(datasets, dataset_name)
-            record, split, scores = evaluation.evaluate(
-                detectors[detector_name](seed), dataset, protocol=protocol, seed=seed, name=detector_name
-            )
-            _write_scores(_scores_path(out, record), split.labels, scores)
+
+        def begin(cell):
+            bar.update(task, description=f"{cell[0]} · {cell[1]} · seed {cell[3]}")
+
+        if elsewhere is None or not pending:
+            outcomes = _computed_here(pending, datasets, detectors, begin)
+        else:
+            bar.update(task, description=f"{len(pending)} cells elsewhere")
+            work = [(cell, datasets[cell[0]], detectors[cell[1]]) for cell in pending]
+            outcomes = (outcome for _, outcome in elsewhere(_compute, work))
+        for record, labels, scores in outcomes:
+            _write_scores(_scores_path(out, record), labels, scores)
             _append(out / RESULTS, record)
             finished[record.cell] = record
             bar.update(task, advance=1, last=f"AUROC {record.auroc:.2%}")
@@ -170,8 +175,29 @@ def _prepare(out: Path) -> dict[tuple, Evaluation]:
     return finished
 
 
-def _load(datasets: Mapping[str, Callable[[], Dataset]], name: str) -> Dataset:
-    dataset = datasets[name]()
+def _computed_here(pending, datasets, detectors, begin) -> Iterator[tuple[Evaluation, np.ndarray, np.ndarray]]:
+    """``(record, test labels, anomaly scores)`` of every cell."""
+    dataset = None
+    for cell in pending:
+        begin(cell)
+        if dataset is None or dataset.name != cell[0]:
+            dataset = None  # let go of the last one before the next is loaded
+            dataset = _load(datasets[cell[0]], cell[0])
+        yield _evaluate(cell, dataset, detectors[cell[1]])
+
+
+def _compute(cell, load, make):
+    return _evaluate(cell, _load(load, cell[0]), make)
+
+
+def _evaluate(cell, dataset, make):
+    _, detector, protocol, seed = cell
+    record, split, scores = evaluation.evaluate(make(seed), dataset, protocol=protocol, seed=seed, name=detector)
+    return record, split.labels, scores
+
+
+def _load(load: Callable[[], Dataset], name: str) -> Dataset:
+    dataset = load()
     if dataset.name != name:
         raise ValueError(f"the loader of {name!r} returned a data set named {dataset.name!r}: the key must be its name")
     return dataset

@@ -225,7 +225,7 @@ def _trimmed_loss(network, prediction, keep, draw) -> Loss:
 
         chosen = schedule[((np.arange(TRIMMING_LEVELS) + 0.5) / TRIMMING_LEVELS * len(schedule)).astype(int)]
         keys = jax.random.split(key, TRIMMING_LEVELS)
-        return sum(at(keys[i], chosen[i]) for i in range(TRIMMING_LEVELS))
+        return jnp.stack([at(keys[i], chosen[i]) for i in range(TRIMMING_LEVELS)]).sum(axis=0)
 
     def loss(key, params, x, schedule, *, train=True, axis_name=None):
         judge_key, draw_key, dropout_key = jax.random.split(key, 3)
@@ -462,7 +462,7 @@ def fit_stream(
     """``fit`` on rows that do not lie in memory: one step for every batch ``[batch, *sample]`` that ``batches`` delivers.
 
     The next batch is fetched while the device is at work on the last. Arguments, errors and results as in ``fit``; batches of
-    one size share a compiled program.
+    one size share a compiled program. Of several processes each delivers its own part of every batch.
 
     Raises:
         FloatingPointError: the loss stopped being finite; the message names the step.
@@ -477,7 +477,7 @@ def fit_stream(
                 raise ValueError(
                     f"the batches ended at step {done + len(values)} of {num_steps}: repeat them (epochs=None), or take fewer steps"
                 )
-            x = jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
+            x = jnp.asarray(x) if sharding is None else jax.make_array_from_process_local_data(sharding, x)
             state, value = _step(state, x, schedule, loss=loss, optimizer=optimizer, ema_decay=ema_decay)
             values.append(value)
         history.append(_finite(np.asarray(jnp.stack(values)), done))

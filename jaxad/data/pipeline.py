@@ -26,6 +26,7 @@ def image_batches(
     epochs: int | None = None,
     workers: int = 0,
     most_pixels: int = MOST_PIXELS,
+    part: tuple[int, int] = (0, 1),
 ) -> "ImageBatches":
     """An iterator over batches ``[batch_size, height, width, channels]``, uint8, or float32 in [0, 1] for 16-bit gray.
 
@@ -37,6 +38,9 @@ def image_batches(
 
     With ``workers`` 0 a batch is read and decoded when it is asked for, so at most one is in memory. With more, that
     many processes each read one batch ahead, in the same order; a script then needs ``if __name__ == "__main__":``.
+
+    ``part`` ``(i, n)`` is for the i-th of n processes that train together: of every batch the i-th of n equal parts, and no other
+    picture is read. The state is that of all parts, so a run goes on with another n.
 
     Raises ``DataError`` for settings out of range, if Grain is missing (``pip install 'jaxad[data]'``), for a first
     picture that cannot be read, and, in the batch where it is met, for a later one or one that is not like the first.
@@ -57,6 +61,11 @@ def image_batches(
         raise DataError(f"expected epochs to be a whole number from 1, or None for no end, got {epochs!r}")
     if fit not in ("resize", "crop"):
         raise DataError(f"expected fit 'resize' or 'crop', got {fit=}; cut tiles from the batches with tiles()")
+    of, parts = part
+    if not 0 <= of < parts or batch_size % parts or (parts > 1 and epochs is not None):
+        raise DataError(
+            f"{parts} processes share endless batches that they divide evenly, numbered from 0; got {part=}, {batch_size=}, {epochs=}"
+        )
     size = None if size is None else pair(size, least=1)
     source: Any
     if isinstance(pictures, ImageDataset):
@@ -73,7 +82,11 @@ def image_batches(
         # Names without folders: data may move between runs.
         digest = _digest([file.name for file in source.files], source.shape, source.dtype, source.fit)
     # Shuffled before it is repeated: epochs do not mix. Batched after: an epoch leaves no small batch behind.
-    dataset = grain.MapDataset.source(source).seed(int(seed)).shuffle().repeat(epochs).batch(int(batch_size))
+    dataset = grain.MapDataset.source(source).seed(int(seed)).shuffle().repeat(epochs)
+    # What never ends leaves no remainder; Grain would round its length up to one that Python cannot hold.
+    dataset = dataset.batch(int(batch_size) // parts, drop_remainder=epochs is None)
+    if parts > 1:
+        dataset = dataset[of::parts]
     marks = {"pictures": digest, "rows": len(source), "batch_size": int(batch_size), "seed": int(seed)}
     return ImageBatches(dataset, int(workers), marks)
 
