@@ -36,6 +36,8 @@ BYTES = 4
 SAMPLES: dict[str, tuple[int, ...]] = {"mlp": (32,), "dit": (16, 16, 1)}
 PATCH = 4
 
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -127,7 +129,8 @@ def work(config: Config, task: dict[str, Any]) -> dict[str, Any] | None:
     mesh, cut = sharding.data_mesh(), task["cut"]
     rows = np.random.default_rng(0).normal(size=(1024, *SAMPLES[task["network"]])).astype(np.float32)
     optimizer = training.adam(1e-3)
-    init = partial(training.init_state, jax.random.key(0), network, optimizer, rows[:1], np.zeros(1, np.float32))
+    inputs: Any = (rows[:1], np.zeros(1, np.float32))
+    init = partial(training.init_state, jax.random.key(0), network, optimizer, *inputs)
     params = jax.eval_shape(init).params
     state = (sharding.shard_parameters if cut else sharding.replicate)(init(), mesh)
     arguments = (sharding.shard_batch(rows, mesh), jnp.int32(len(rows)), noise.cosine(1000).to(jnp.float32))
@@ -135,24 +138,24 @@ def work(config: Config, task: dict[str, Any]) -> dict[str, Any] | None:
         "loss": training.simple_loss(network),
         "optimizer": optimizer,
         "batch_size": config.batch_size,
-        "num_steps": config.num_steps,
+        "num_steps": 1,
         "sharding": sharding.batch_sharding(mesh),
     }
-    one_step = training.train_chunk.lower(state, *arguments, **{**options, "num_steps": 1}).compile()
-    costs = one_step.cost_analysis()
-    costs = costs[0] if isinstance(costs, list) else costs
+    one_step = training.train_chunk.lower(state, *arguments, **options).compile()
+    costs: Any = one_step.cost_analysis()
     state_bytes = sum(
         leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state))
     )
-    state, _ = training.train_chunk(state, *arguments, **options)  # compiles
-    jax.block_until_ready(state)
-    started = time.perf_counter()
-    state, losses = training.train_chunk(state, *arguments, **options)
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - started
+    seconds, losses = 0.0, jnp.zeros(1)
+    for _ in range(2):  # the first time warms up
+        started = time.perf_counter()
+        for _ in range(config.num_steps):
+            state, losses = one_step(state, *arguments)
+            losses.block_until_ready()
+        seconds = time.perf_counter() - started
     if not distributed.is_main():
         return None
-    seen = collectives(one_step.as_text())
+    seen = collectives(one_step.as_text() or "")
     return {
         "network": task["network"],
         "processes": jax.process_count(),
@@ -207,6 +210,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         with config.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     show(records)
+    write_page(config)
     return records
 
 
@@ -260,6 +264,31 @@ def show(records: list[dict[str, Any]]) -> None:
             f"{record['steps_per_second']:.1f}",
         )
     Console(width=170).print("for one device: compiled (predicted)", table)
+
+
+def write_page(config: Config) -> None:
+    """The newest record of every way, as the table between the marks of docs/scaling.md."""
+    records = [json.loads(line) for line in config.out.read_text(encoding="utf-8").splitlines()]
+    newest = {(r["network"], r["processes"], r["devices"], r["cut"]): r for r in records}
+    lines = [
+        "Compiled by XLA, in brackets predicted, for one device; the speed is that of one machine's "
+        f"{records[-1]['cores']} cores, which all devices and processes share (and other work, see the load before in the records):",
+        "",
+        "| network | processes x devices | state | MFLOP | KiB of state | KiB of collectives | their number | steps/s |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for (network, processes, devices, cut), record in sorted(newest.items()):
+        pairs = [
+            f"{record['compiled'][name] / unit:,.1f} ({record['predicted'][name] / unit:,.1f})"
+            for name, unit in (("flops", 1e6), ("state_bytes", 1024), ("collective_bytes", 1024))
+        ]
+        number = sum(entry["count"] for entry in record["collectives"].values())
+        told = [network, f"{processes} x {devices // processes}", "cut" if cut else "copied", *pairs]
+        lines.append(f"| {' | '.join([*told, str(number), format(record['steps_per_second'], '.1f')])} |")
+    before, rest = PAGE.read_text(encoding="utf-8").split("<!-- measured -->")
+    after = rest.split("<!-- /measured -->")[1]
+    page = [before, "<!-- measured -->\n\n", "\n".join(lines), "\n\n<!-- /measured -->", after]
+    PAGE.write_text("".join(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ def score(
         on_error = "skip" if skip_broken else "raise"
         _score_pictures(detector, extra["pictures"], data, out, page, maps, on_error, alpha, fdr)
         return
-    rates = {"alpha": alpha, "fdr": fdr}
+    rates: Any = {"alpha": alpha, "fdr": fdr}
     done = score_file(
         detector, data, out, columns=scorer.columns, label_column=label_column, mark=mark, progress=True, **rates
     )

@@ -50,6 +50,7 @@ def on_ray(
         yield None
         return
     import ray
+    from ray.exceptions import RayError, RayTaskError
 
     # Compiled programs are shared through the folder in use here; and tasks that share a GPU cannot each take three quarters of it.
     cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
@@ -72,9 +73,9 @@ def on_ray(
                 number = waiting.pop(ready)
                 try:
                     result = ray.get(ready)
-                except ray.exceptions.RayTaskError as error:
+                except RayTaskError as error:
                     raise error.cause from None
-                except ray.exceptions.RayError as error:
+                except RayError as error:
                     raise RuntimeError(
                         f"task {number + 1} of {len(arguments)} lost its worker {RETRIES + 1} times, out of memory perhaps; give a "
                         f"task more CPUs, so that fewer run at once ({str(error).splitlines()[0]})"

@@ -68,19 +68,8 @@ def joined(
             "no Slurm, Open MPI, Kubernetes or TPU pod says which process this is: give the address of process 0, the number of "
             f"processes and the number of this one ({error})"
         ) from error
-    watch = _Watch(timeout)
-    try:
+    with _Watch(timeout):
         yield
-        global_state.client.wait_at_barrier("jaxad/finished", _A_DAY)
-    except BaseException as error:
-        if any(word in str(error).lower() for word in _COLLECTIVE) and not isinstance(error, SystemExit):
-            time.sleep(
-                timeout + 4 * watch.pause
-            )  # what it met is the end of another process: the watch will tell whose
-        watch.leave(error)
-        raise
-    watch.stop()
-    jax.distributed.shutdown()
 
 
 def is_main() -> bool:
@@ -96,7 +85,7 @@ def from_main(make: Callable[[], Any], error: type[Exception] = ValueError) -> A
     """
     if jax.process_count() == 1:
         return make()
-    client, key = global_state.client, f"jaxad/answer/{next(_questions)}"
+    client, key = _client(), f"jaxad/answer/{next(_questions)}"
     if not is_main():
         answer = json.loads(client.blocking_key_value_get(key, _A_DAY))
         if "refused" in answer:
@@ -119,7 +108,7 @@ def from_each(value: Any) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
-    client, me, number = global_state.client, jax.process_index(), next(_questions)
+    client, me, number = _client(), jax.process_index(), next(_questions)
     client.key_value_set(f"jaxad/said/{number}/{me}", json.dumps(value))
     client.wait_at_barrier(f"jaxad/said/{number}", _A_DAY)
     said = {
@@ -160,6 +149,11 @@ def rows_of_all(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([of[: kind[2]] for of, kind in zip(everything, kinds, strict=True)])
 
 
+def _client() -> Any:
+    """What all processes are connected to: keys with values, and barriers."""
+    return global_state.client
+
+
 def _check(coordinator, num_processes, process_id, timeout) -> None:
     given = (coordinator, num_processes, process_id)
     if None in given and given != (None, None, None):
@@ -179,22 +173,30 @@ class _Watch:
 
     def __init__(self, timeout: float):
         self.timeout, self.pause = timeout, min(2.0, timeout / 4)
-        self.me, self.count, self.client = jax.process_index(), jax.process_count(), global_state.client
+        self.me, self.count, self.client = jax.process_index(), jax.process_count(), _client()
         self._ended, self._speaking = threading.Event(), threading.Lock()
         # The coordinator's end reaches JAX before anybody else, and JAX then aborts: from its thread, in the middle of nothing.
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
         if sys.platform != "win32":
             ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
         self._thread = threading.Thread(target=self._listen, name="watch", daemon=True)
+
+    def __enter__(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """No more: the job is done."""
+    def __exit__(self, kind, error, trace) -> None:
+        if error is not None:
+            if any(word in str(error).lower() for word in _COLLECTIVE) and not isinstance(error, SystemExit):
+                time.sleep(self.timeout + 4 * self.pause)  # another process has ended: _listen will find out which
+            self._leave(error)
+            return
+        self.client.wait_at_barrier("jaxad/finished", _A_DAY)
         self._ended.set()
         self._thread.join()
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        jax.distributed.shutdown()
 
-    def leave(self, error: BaseException) -> None:
+    def _leave(self, error: BaseException) -> None:
         """Tell the others why, and see to it that nobody waits for this process, nor this process for them."""
         self._ended.set()
         with contextlib.suppress(RuntimeError, ValueError):  # the coordinator may be gone

@@ -262,7 +262,7 @@ def open_run(where: "str | os.PathLike | RunDirectory | Run | None", **asked: An
             )
 
 
-def named_leaves(prefix: str, tree: Any) -> dict[str, np.ndarray]:
+def named_leaves(prefix: str, tree: Any) -> dict[str, Any]:
     """The leaves of a tree of arrays as host arrays under numbered names; random keys as their data.
 
     What is cut over several processes stays where it lies: Orbax has each of them write its part.

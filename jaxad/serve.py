@@ -105,6 +105,7 @@ class Service:
         sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
         self.batches = Histogram("jaxad_batch_rows", "Rows scored by one call.", buckets=sizes, **kept)
         self.program = Histogram("jaxad_program_seconds", "Time of one call.", **kept)
+        self.connections = Gauge("jaxad_connections", "Open connections.", **kept)
         Gauge("jaxad_waiting_rows", "Rows that wait to be scored.", **kept).set_function(lambda: self.waiting_rows)
         Gauge("jaxad_held_bytes", "Bytes of bodies held.", **kept).set_function(lambda: self.held_bytes)
 
@@ -374,12 +375,14 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._service: Service = self.app_state["service"]
+        self._service.connections.inc()
         if len(self.connections) > self._service.limits.connections:
             self._refuse(503, "too many connections; try again in a moment")
         else:
             self._look(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._service.connections.dec()
         if self._clock is not None:
             self._clock.cancel()
         super().connection_lost(exc)

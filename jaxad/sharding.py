@@ -64,8 +64,8 @@ def place(tree: Any, sharding: Any) -> Any:
 def fetch(tree: Any) -> Any:
     """Every array whole on the host, from whatever devices it lies on; the processes that share one ask for it together.
 
-    >>> fetch(place(np.ones(3), batch_sharding(data_mesh(jax.devices()[:1]))))
-    array([1., 1., 1.])
+    >>> fetch(place(np.ones(3), batch_sharding(data_mesh(jax.devices()[:1])))).tolist()
+    [1.0, 1.0, 1.0]
     """
 
     def of_leaf(leaf):

@@ -5,6 +5,7 @@ Equal means to rounding, because processes add up gradients in another order: sc
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,14 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import jaxad
 from distributed_worker import NEW, ROWS, make, outcome
 from PIL import Image
 
 from jaxad import distributed
+from jaxad.cli import Devices
 from jaxad.data import DataError, ImageDataset, PictureFiles, image_batches
-from jaxad.detectors import ImageDetector
+from jaxad.detectors import DiffusionDetector, ImageDetector
 from jaxad.detectors.persistence import load_detector
 from jaxad.runs import RunDirectory, open_run
+from jaxad.sharding import data_mesh
 
 CLOSE = 1e-4
 WORKER = Path(__file__).parent / "distributed_worker.py"
@@ -234,3 +238,27 @@ def test_one_process_is_its_own_main():
     assert distributed.from_main(lambda: [1]) == [1]
     assert distributed.any_process([False, True]) == [False, True]
     np.testing.assert_array_equal(distributed.rows_of_all(ROWS), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--processes", 2, "--process-id", 0), "need --coordinator host:port, the address of process 0"),
+        (("--coordinator", "auto", "--devices", "one"), "several processes train on all of their devices"),
+        (("--coordinator", "host:1234", "--processes", 2), "its own number, or none of them"),
+        (("--devices", "all"), "recommended has no mesh, it is fitted on one device"),
+        (("--devices", "cut", "--detector", "dte-c"), "dte-c has no shard_parameters, .* choose --devices all"),
+    ],
+)
+def test_devices_a_detector_cannot_be_fitted_on(words, told, tmp_path, capsys):
+    np.save(tmp_path / "rows.npy", ROWS)
+    assert jaxad("fit", tmp_path / "rows.npy", "--out", tmp_path / "model", *words) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_a_detector_is_told_of_its_devices():
+    has = DiffusionDetector().get_params()
+    assert Devices().settings("ddpm", has) == {}
+    assert Devices("all").settings("ddpm", has) == {"mesh": data_mesh()}
+    assert Devices("cut").settings("ddpm", has) == {"mesh": data_mesh(), "shard_parameters": True}

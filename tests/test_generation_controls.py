@@ -50,6 +50,7 @@ def test_dependency_takes_fifty_columns_and_keeps_constant_ones():
     normals, wrong = g.adbench_synthetic("dependency", rows, 10, random_state=0)
     assert normals.shape == (50, 50)
     assert np.isfinite(wrong).all()
+    assert np.isfinite(normals).all()
     constant = g.adbench_synthetic("dependency", rows[:, -2:], 10, random_state=0)
     assert all((part[:, 1] == 1).all() for part in constant)
 

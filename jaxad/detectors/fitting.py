@@ -185,12 +185,12 @@ def train(
         stream.batches.set_state(run.data_position)
     state, best, losses, values = kept
     on_device: Any = (jnp.asarray(validation_rows), schedule.to(jnp.float32), shown)
-    padded = None if isinstance(rows, Stream) else pad_to_multiple(rows, _bucket(len(rows)))[0]
+    padded: Any = () if isinstance(rows, Stream) else pad_to_multiple(rows, _bucket(len(rows)))[0]
     if mesh is not None:
         on_device = replicate(on_device, mesh)
         state = shard_parameters(state, mesh) if cut_parameters else replicate(state, mesh)
     validation_rows, schedule, shown = on_device
-    if padded is not None:
+    if not isinstance(rows, Stream):
         padded = jnp.asarray(padded) if mesh is None else shard_batch(pad_to_multiple(padded, mesh.size)[0], mesh)
 
     def finished(step):

@@ -93,8 +93,10 @@ def _gaussian_copula(rows, rng):
     """As many new rows, with the columns' kernel densities and the correlations of their normal scores."""
     count = len(rows)
     scores = norm.ppf((rankdata(rows, axis=0) - 0.5) / count)
-    correlation = np.atleast_2d(np.corrcoef(scores, rowvar=False))
-    shares = norm.cdf(rng.multivariate_normal(np.zeros(len(correlation)), correlation, count, check_valid="ignore"))
+    spread = scores.std(axis=0)
+    z = (scores - scores.mean(axis=0)) / np.where(spread > 0, spread, 1)  # a constant column depends on nothing
+    variances, ways = np.linalg.eigh(z.T @ z / count)
+    shares = norm.cdf(rng.normal(size=rows.shape) @ (ways * np.sqrt(np.maximum(variances, 0))).T)
     # The quantiles of a kernel density are those of many draws from it.
     columns = (_one_by_one(column, QUANTILE_DRAWS, rng) for column in rows.T)
     return np.stack([np.quantile(column, share) for column, share in zip(columns, shares.T, strict=True)], axis=1)

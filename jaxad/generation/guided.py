@@ -68,7 +68,7 @@ def low_density(
     levels: NoiseLevel,
     *,
     variance: Variance,
-    strength: Float[Array, " batch"] | float = 0.2,
+    strength: Float[Array | np.ndarray, " batch"] | float = 0.2,
     gate: RowScore | None = None,
 ) -> Generated:
     """Rows from where normal rows are rare, by a weakened score (``tempered``): wider in every direction, along the data's own shape.
@@ -95,7 +95,7 @@ def low_density(
     >>> bool(abs(rows.x.var() - 2) < 0.2)
     True
     """
-    check_strength(strength, 0, 0.45, "tempering")
+    check_strength(strength, 0.0, 0.45, "tempering")
     check_denoiser(denoise, x, levels, "tempering")
     start_key, path_key = jax.random.split(key)
     start = noised_start(start_key, x, levels)
@@ -145,7 +145,7 @@ def minority(
     levels: NoiseLevel,
     *,
     variance: Variance,
-    strength: Float[Array, " batch"] | float = 1.0,
+    strength: Float[Array | np.ndarray, " batch"] | float = 1.0,
     reference: NoiseLevel | None = None,
     distance: Callable[[Array, Array], Array] | None = None,
 ) -> Generated:
@@ -161,7 +161,7 @@ def minority(
     Raises:
         ValueError: a strength out of range, levels that are no path, or a denoiser of rows of another shape.
     """
-    check_strength(strength, 0, 10, "self-guided sampling")
+    check_strength(strength, 0.0, 10.0, "self-guided sampling")
     check_denoiser(denoise, x, levels, "self-guided sampling")
     start_key, noise_key, path_key = jax.random.split(key, 3)
     reference = (levels[int(0.8 * len(levels))] if reference is None else reference).to(x.dtype)

@@ -5,6 +5,7 @@ Made for images, and right for any rows. Masks are True where the row changes: f
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxad.denoising import Denoise
@@ -21,7 +22,7 @@ def redrawn(
     mask,
     levels: NoiseLevel,
     *,
-    strength: Float[Array, " batch"] | float = 0.5,
+    strength: Float[Array | np.ndarray, " batch"] | float = 0.5,
 ) -> Generated:
     """Forget what is under the mask as far as ``strength`` says, and make it again to fit the rest.
 
@@ -46,7 +47,7 @@ def redrawn(
     >>> made.x[:, 1].tolist(), bool((made.x[:, 0] != 1).all())
     ([1.0, 1.0, 1.0], True)
     """
-    check_strength(strength, 0, 1, "redrawing")
+    check_strength(strength, 0.0, 1.0, "redrawing")
     mask = check_mask(mask, x, "redrawing")
     check_denoiser(denoise, x, levels, "redrawing")
     return generated(_fill_from(key, denoise, x, mask, levels, x, jnp.asarray(strength)), mask, Kind.REDRAWN)
@@ -60,7 +61,7 @@ def harmonised(
     levels: NoiseLevel,
     *,
     content: Float[Array, "batch *sample"],
-    strength: Float[Array, " batch"] | float = 0.6,
+    strength: Float[Array | np.ndarray, " batch"] | float = 0.6,
 ) -> Generated:
     """Something else under the mask, fitted in by the denoiser: ``content`` is noised in part and brought back with its surroundings.
 
@@ -81,7 +82,7 @@ def harmonised(
     >>> 7.9 < mean_inside(1.0) < 8, 0.5 < mean_inside(0.5) < 7.5, abs(mean_inside(0.0)) < 0.1
     (True, True, True)
     """
-    check_strength(strength, 0, 1, "harmonised content")
+    check_strength(strength, 0.0, 1.0, "harmonised content")
     mask = check_mask(mask, x, "harmonised content")
     check_denoiser(denoise, x, levels, "harmonised content")
     _check_content(content, x)

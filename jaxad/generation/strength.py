@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxad.denoising import Denoise, Variance
@@ -68,7 +69,7 @@ def sdas(
     levels: NoiseLevel,
     *,
     variance: Variance,
-    strength: Float[Array, " batch"] | float = 0.15,
+    strength: Float[Array | np.ndarray, " batch"] | float = 0.15,
 ) -> Generated:
     """Ancestral sampling whose every reverse variance is ``1 + strength`` times as large (SDAS; RealNet, Zhang et al., CVPR 2024).
 
@@ -95,7 +96,7 @@ def sdas(
     >>> bool(abs(anomalies.x.var() - 2) < 0.2), bool(anomalies.mask.all())
     (True, True)
     """
-    check_strength(strength, 0, 10, "strength-controlled sampling")
+    check_strength(strength, 0.0, 10.0, "strength-controlled sampling")
     check_denoiser(denoise, x, levels, "strength-controlled sampling")
     start_key, path_key = jax.random.split(key)
     rows = ancestral(

@@ -78,7 +78,7 @@ def point_anomalies(
     ``strength`` from 0 to 100; the distance is exponential, so some are near. Raises as ``random_columns``, and for a strength out of
     range.
     """
-    check_strength(strength, 0, 100, "a point anomaly")
+    check_strength(strength, 0.0, 100.0, "a point anomaly")
     column_key, side_key, far_key = jax.random.split(key, 3)
     mask = random_columns(column_key, x.shape[0], x.shape[1], most)
     far = strength * jnp.std(x, axis=0, keepdims=True) * jax.random.exponential(far_key, x.shape, x.dtype)
@@ -105,7 +105,7 @@ def cluster_anomalies(
     Raises:
         ValueError: a strength out of range, levels that are no path, or a denoiser of rows of another shape.
     """
-    check_strength(strength, 0, 100, "a cluster of anomalies")
+    check_strength(strength, 0.0, 100.0, "a cluster of anomalies")
     check_denoiser(denoise, x, levels, "a cluster of anomalies")
     row_key, way_key, start_key, path_key = jax.random.split(key, 4)
     one = jnp.broadcast_to(x[jax.random.randint(row_key, (), 0, x.shape[0])], x.shape)
@@ -117,7 +117,7 @@ def cluster_anomalies(
 
 def global_anomalies(key: Array, x: Float[Array, "batch features"], *, strength: float = 0.1) -> Generated:
     """Uniform over the box of the columns' ranges, each widened on both sides by the share ``strength`` of its length, from 0 to 10."""
-    check_strength(strength, 0, 10, "a global anomaly")
+    check_strength(strength, 0.0, 10.0, "a global anomaly")
     low, high = jnp.min(x, axis=0, keepdims=True), jnp.max(x, axis=0, keepdims=True)
     pad = strength * (high - low)
     share = jax.random.uniform(key, x.shape, x.dtype)
