@@ -553,7 +553,7 @@ def test_a_client_that_says_nothing_or_does_not_listen_is_cut_off(service):
     with service.connection() as silent, service.connection() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.setblocking(False)
-        with pytest.raises(BlockingIOError):
+        with suppress(BlockingIOError):
             while True:
                 deaf.send(b"GET /card HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
         assert silent.recv(1) == b""
@@ -574,7 +574,9 @@ def test_connections_are_limited(service):
             stack.enter_context(service.connection())
         with service.connection() as connection:
             assert answer(connection) == (503, {"error": "too many connections; try again in a moment"})
-    assert service.connections() <= 9  # and there is room again
+    while service.ask()[0] == 503 and time.perf_counter() < deadline:
+        time.sleep(0.1)
+    assert service.ask()[0] == 200
 
 
 def test_requests_in_flight_are_answered_before_the_end(folder, scorer):
