@@ -1,4 +1,4 @@
-"""What anomalies among the training rows cost, and what leaving out the worst denoised rows of every batch brings back.
+"""What do anomalies among the training rows cost, and what does leaving out the worst denoised rows bring back?
 
     python -m experiments.contamination --data-dir ../shared/data
 

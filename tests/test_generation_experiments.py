@@ -1,6 +1,5 @@
 """The experiments on generated anomalies run, and print what they measured."""
 
-
 import pytest
 
 from experiments import generation_quality, synthetic_kinds
