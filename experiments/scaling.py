@@ -5,8 +5,8 @@
 Every line of ``experiments/results/scaling.jsonl`` is one way to train one network: the FLOPs, bytes of state and bytes of collectives
 that the model of docs/scaling.md predicts, those of the program that XLA has compiled for one device, and steps per second. Simulated
 devices and local processes share the cores of one machine: their speed shows what splitting a step costs, not what more machines would
-gain. Expected: FLOPs within 15 %, bytes of state within 2 %, bytes of collectives within 10 % for a state that is copied to all devices.
-Runtime: about 10 minutes on 2 cores.
+gain. Expected: FLOPs within 10 %, bytes of state within 1 %, bytes of collectives within 1 %, but no more than predicted for the cut
+state of a table. Runtime: about 5 minutes on 2 cores.
 """
 
 import json
