@@ -107,8 +107,6 @@ def of_table(config: Config) -> list[dict]:
         "global": g.global_anomalies,
         "NNG-Mix of 5 (control)": lambda key, x: g.nng_mix(key, jnp.asarray(few), x, len(x)),
     }
-    knn = KNNDetector().fit(train)
-    base = knn.score_samples(calibration)
     records = []
     for name, make in generators.items():
         made, seconds, compiling = timed(make, x)
@@ -116,11 +114,7 @@ def of_table(config: Config) -> list[dict]:
         records.append(
             {"data": config.table, "generator": name, "rows": len(rows)}
             | costs(len(rows), seconds, compiling)
-            | {"in_band": float(np.mean(in_band(p_values(base, knn.score_samples(rows)))))}
-            | {"severity": quality.severity(base, knn.score_samples(rows))}
-            | against(held_out, rows)
-            | copies(train, calibration, rows)
-            | gained(knn, train, calibration, held_out, real, rows)
+            | measured(train, calibration, held_out, real, rows)
         )
         show(records[-1])
     return records
@@ -181,8 +175,6 @@ def of_pictures(config: Config) -> list[dict]:
     }
     encode = PCA(32, random_state=0).fit(flat(train))
     train_f, calibration_f, held_out_f, real_f = map(encode.transform, map(flat, (train, calibration, held_out, real)))
-    knn = KNNDetector().fit(train_f)
-    base = knn.score_samples(calibration_f)
     records, sheet = [], [np.asarray(x[:8])]
     for name, make in generators.items():
         made, seconds, compiling = timed(make, x)
@@ -192,11 +184,8 @@ def of_pictures(config: Config) -> list[dict]:
         records.append(
             {"data": config.pictures_of, "generator": name, "rows": len(rows)}
             | costs(len(rows), seconds, compiling)
-            | {"in_band": float(np.mean(in_band(p_values(base, knn.score_samples(rows)))))}
-            | {"severity": quality.severity(base, knn.score_samples(rows))}
-            | against(held_out_f, rows)
+            | measured(train_f, calibration_f, held_out_f, real_f, rows)
             | {"fid_pca": quality.fid(flat(held_out), flat(made.x), encode.transform)}
-            | copies(train_f, calibration_f, rows)
             | (
                 {}
                 if whole
@@ -205,7 +194,6 @@ def of_pictures(config: Config) -> list[dict]:
                     "alignment": quality.mask_alignment(x, made.x, made.mask),
                 }
             )
-            | gained(knn, train_f, calibration_f, held_out_f, real_f, rows)
         )
         show(records[-1])
     if config.pictures is not None:
@@ -231,6 +219,18 @@ def timed(make: Callable, x) -> tuple[g.Generated, float, float]:
         made = jax.block_until_ready(compiled(jax.random.key(seed), x))
         seconds.append(time.perf_counter() - started)
     return made, seconds[1], seconds[0]
+
+
+def measured(train, calibration, held_out, real, rows) -> dict:
+    """Everything that rows of numbers can be asked; kNN, fitted on the training rows, is the judge of how unusual they are."""
+    knn = KNNDetector().fit(train)
+    base, scores = knn.score_samples(calibration), knn.score_samples(rows)
+    return (
+        {"in_band": float(np.mean(in_band(p_values(base, scores)))), "severity": quality.severity(base, scores)}
+        | against(held_out, rows)
+        | copies(train, calibration, rows)
+        | gained(knn, train, calibration, held_out, real, rows)
+    )
 
 
 def costs(rows: int, seconds: float, compiling: float) -> dict:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         ImageDetector,
         KNNDetector,
         MahalanobisDetector,
+        PyODDetector,
         SquaredNorm,
         fit_many,
     )
@@ -67,6 +68,7 @@ _HOME = {
             "ImageDetector",
             "KNNDetector",
             "MahalanobisDetector",
+            "PyODDetector",
             "SquaredNorm",
             "fit_many",
         ),
@@ -90,6 +92,7 @@ __all__ = [
     "ImageDetector",
     "KNNDetector",
     "MahalanobisDetector",
+    "PyODDetector",
     "SquaredNorm",
     "bundle",
     "calibration",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from jaxad import bundle
 from jaxad.calibration import benjamini_hochberg, p_values
@@ -35,10 +36,16 @@ class Scored(NamedTuple):
 
 def judged(detector: Any, normality, alpha: float | None, fdr: float | None) -> tuple[np.ndarray, np.ndarray]:
     """``(p-values, flagged)`` of ``score_samples [rows]``: by the detector's threshold, a rate ``alpha``, or as a report (``fdr``)."""
-    p = p_values(detector.calibration_scores_, normality)
+    last = detector[-1] if isinstance(detector, Pipeline) else detector
+    known = getattr(last, "calibration_scores_", None)
+    if known is None:
+        raise ValueError(
+            f"the {type(last).__name__} keeps no scores of held-out normal rows, from which p-values are made: fit, or export, it again"
+        )
+    p = p_values(known, normality)
     if fdr is not None:
         return p, benjamini_hochberg(p, fdr)
-    return p, normality < detector.offset_ if alpha is None else p <= alpha
+    return p, normality < last.offset_ if alpha is None else p <= alpha
 
 
 def score_file(
@@ -102,8 +109,8 @@ def score_file(
     return Scored(done, taken_up, flagged, time.perf_counter() - started)
 
 
-class Scorer(NamedTuple):
-    """A detector or a bundle, read from disk: what ``score_file`` needs of it."""
+class Loaded(NamedTuple):
+    """A detector, a pipeline or a bundle, read from disk: what ``score_file`` needs of it."""
 
     detector: Any
     extra: dict[str, Any]
@@ -115,7 +122,7 @@ class Scorer(NamedTuple):
         return self.extra.get("columns")
 
 
-def load(model: Path) -> Scorer:
+def load(model: Path) -> Loaded:
     """What lies in a folder of ``jaxad fit`` or ``jaxad export``.
 
     Raises:
@@ -130,7 +137,7 @@ def load(model: Path) -> Scorer:
         extra = {"columns": detector.card["columns"]}
     else:
         detector, extra = load_detector(model), load_extra(model) or {}
-    return Scorer(detector, extra, _mark(model))
+    return Loaded(detector, extra, _mark(model))
 
 
 FILES_SCORED = "scored.jsonl"
@@ -163,10 +170,11 @@ def score_files(
         )
     if missing := [str(file) for file in targets if not file.is_file()]:
         raise ValueError(f"{len(missing)} of {len(targets)} files to score are missing, the first is {missing[0]}")
-    if "pictures" in load(model).extra:
+    mark = _mark(model)
+    if "pictures" in _loaded(model, mark).extra:
         raise ValueError(f"{model} was fitted on a folder of pictures: score that in one piece, with jaxad score")
     rates = {"label_column": label_column, "alpha": alpha, "fdr": fdr}
-    identities = {file: _identity(file, label_column, alpha, fdr, _mark(model)) for file in targets}
+    identities = {file: _identity(file, label_column, alpha, fdr, mark) for file in targets}
     folder.mkdir(exist_ok=True)
     records = folder / FILES_SCORED
     if records.is_file() and not records.read_bytes().endswith(b"\n"):  # a line cut short by a kill
@@ -175,7 +183,7 @@ def score_files(
     known = {row["of"]: Scored(*row["scored"]) for row in _lines_of(records)}
     done = {file: known[of] for file, of in identities.items() if of in known and targets[file].is_file()}
     waiting = [file for file in targets if file not in done]
-    work = [(model, _mark(model), file, targets[file], rates) for file in waiting]
+    work = [(model, mark, file, targets[file], rates) for file in waiting]
     for number, scored in (_one_by_one if elsewhere is None else elsewhere)(_score, work):
         file = waiting[number]
         done[file] = scored
@@ -192,12 +200,12 @@ def _one_by_one(function, arguments):
 
 
 def _score(model, mark, file, out, rates) -> Scored:
-    scorer = _loaded(model, mark)
-    return score_file(scorer.detector, file, out, columns=scorer.columns, mark=scorer.mark, **rates)
+    loaded = _loaded(model, mark)
+    return score_file(loaded.detector, file, out, columns=loaded.columns, mark=loaded.mark, **rates)
 
 
 @lru_cache(maxsize=1)
-def _loaded(model, mark) -> Scorer:
+def _loaded(model, mark) -> Loaded:
     """Once in a process; ``mark`` tells a model from one that has replaced it."""
     return load(model)
 

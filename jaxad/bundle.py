@@ -138,11 +138,11 @@ class Scorer:
         return X
 
     def _score(self, X: np.ndarray) -> np.ndarray:
-        sizes = self.card["batch_sizes"]
-        pieces = []
-        for start in range(0, len(X), sizes[-1]):
-            piece = self._standardised(X[start : start + sizes[-1]])
-            size = next(size for size in sizes if size >= len(piece))
+        pieces, start = [], 0
+        while start < len(X):
+            size = self._batch_size(len(X) - start)
+            piece = self._standardised(X[start : start + size])
+            start += len(piece)
             # The last row is repeated: an ordinary input, by which nothing can overflow.
             batch = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
             pieces.append(np.asarray(self._program(self._parameters, batch))[: len(piece)])
@@ -154,6 +154,12 @@ class Scorer:
                 "those of training for float32; score them with the detector itself"
             )
         return scores
+
+    def _batch_size(self, rows: int) -> int:
+        """The least size that holds them if at most half of it were padding, else the largest that they fill: 192 rows are 128 and 64."""
+        sizes = self.card["batch_sizes"]
+        holds = next((size for size in sizes if size >= rows), sizes[-1])
+        return holds if 2 * rows >= holds else max((size for size in sizes if size <= rows), default=holds)
 
     def _standardised(self, X: np.ndarray) -> np.ndarray:
         """float32, computed in float64 as the detectors do: a column of time stamps would lose its digits in the program's float32."""

@@ -254,7 +254,7 @@ def score(
     for written in (page, maps):
         if written is not None and (written.is_dir() or not written.parent.is_dir()):
             raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
-    detector, extra, mark = scorer = load(model)
+    detector, extra, mark = loaded = load(model)
     if ("pictures" in extra) != data.is_dir():
         kinds = ("a folder of pictures", "a file of rows")
         wanted, got = kinds if "pictures" in extra else reversed(kinds)
@@ -265,7 +265,7 @@ def score(
         return
     rates: Any = {"alpha": alpha, "fdr": fdr}
     done = score_file(
-        detector, data, out, columns=scorer.columns, label_column=label_column, mark=mark, progress=True, **rates
+        detector, data, out, columns=loaded.columns, label_column=label_column, mark=mark, progress=True, **rates
     )
     earlier = f" ({done.taken_up} of them by an earlier run)" if done.taken_up else ""
     console.print(f"{done.rows} rows scored in {done.seconds:.1f} s{earlier}, {done.flagged} flagged; written to {out}")

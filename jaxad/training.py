@@ -191,7 +191,8 @@ def trimmed_loss(
     What is rare the network learns late and denoises badly; left out of every step, it is never learned (TabADM, Zamberg et al. 2023,
     who drop the rows of largest loss). A row is judged by its error at ``TRIMMING_LEVELS`` levels, each over its mean in the batch, so
     that no level decides by its size; the ranking is over the whole batch, on all devices together if ``axis_name`` is given.
-    A step costs about twice that of ``simple_loss``. On clean rows the rarest normal ones are lost: docs/trust.md shows the price.
+    A step takes four evaluations without a gradient beside the one with it. On clean rows the rarest normal ones are lost:
+    docs/trust.md shows the price.
 
     Raises:
         ValueError: ``keep`` is not in (0, 1].

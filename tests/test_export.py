@@ -132,6 +132,21 @@ def test_pictures(tmp_path, maps):
         loaded.score_samples(PICTURES[..., 0])
 
 
+@pytest.mark.parametrize(
+    ("rows", "calls"),
+    [(1, [1]), (2, [1, 1]), (10, [16]), (129, [128, 1]), (192, [128, 128]), (600, [1024]), (1100, [1024, 128])],
+)
+def test_rows_go_into_batches_of_which_half_is_padding_at_most(scorer, rows, calls):
+    loaded = load_scorer(scorer)
+    assert loaded.card["batch_sizes"] == [1, 16, 128, 1024]
+    program, sizes = loaded._program, []
+    loaded._program = lambda parameters, batch: (sizes.append(len(batch)), program(parameters, batch))[1]
+    many = np.resize(QUERIES, (rows, 5))
+    scores = loaded.score_samples(many)
+    assert sizes == calls
+    np.testing.assert_allclose(scores, np.resize(load_scorer(scorer).score_samples(QUERIES), rows), rtol=1e-5)
+
+
 def test_every_class_that_can_be_exported_is_tested():
     assert {type(detector) for detector in TABLES.values()} | {ImageDetector} == set(export._MAKERS)
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from command_line import jaxad as command
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.impute import SimpleImputer
@@ -73,6 +74,16 @@ def test_a_pipeline_comes_back_with_its_scores(tmp_path, name):
     np.testing.assert_array_equal(loaded.score_samples(queries), pipeline.score_samples(queries))
     np.testing.assert_array_equal(loaded.predict(queries), pipeline.predict(queries))
     assert [step for step, _ in loaded.steps] == [step for step, _ in pipeline.steps]
+
+
+def test_the_command_line_scores_with_a_pipeline(tmp_path):
+    pipeline = make_pipeline(StandardScaler(), KNNDetector()).fit(X)
+    save_detector(pipeline, tmp_path / "model")
+    np.save(tmp_path / "rows.npy", QUERIES)
+    assert command("score", tmp_path / "model", tmp_path / "rows.npy", "--out", tmp_path / "scores.csv") == 0
+    found = np.genfromtxt(tmp_path / "scores.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(found["anomaly_score"], -pipeline.score_samples(QUERIES))
+    np.testing.assert_array_equal(found["flagged"], pipeline.predict(QUERIES) == -1)
 
 
 def test_a_pipeline_with_code_in_it_is_refused(tmp_path):

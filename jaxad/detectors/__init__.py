@@ -5,6 +5,7 @@ from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.diffusion import DiffusionDetector, fit_many
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
+from jaxad.detectors.faces import PyODDetector
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.image import ImageDetector
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
@@ -23,6 +24,7 @@ __all__ = [
     "ImageDetector",
     "KNNDetector",
     "MahalanobisDetector",
+    "PyODDetector",
     "SquaredNorm",
     "fit_many",
 ]

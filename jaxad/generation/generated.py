@@ -11,8 +11,9 @@ from flax.errors import FlaxError
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxad.denoising import Denoise
+from jaxad.denoising import Denoise, Variance
 from jaxad.noise import NoiseLevel, add_noise
+from jaxad.sampling import ancestral
 from jaxad.scoring.draws import check_schedule
 
 
@@ -73,9 +74,16 @@ def several(key: Array, x: Float[Array, "batch *sample"], generators: Sequence[C
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[np.argsort(place)], *parts)
 
 
-def noised_start(key: Array, x: Float[Array, "batch *sample"], levels: NoiseLevel) -> Float[Array, "batch *sample"]:
-    """``x`` at the noisiest of ``levels``, each row with noise of its own: nothing is left of it where that drowns the data."""
-    return add_noise(x, jax.random.normal(key, x.shape, x.dtype), levels[-1].to(x.dtype))
+def walked(
+    key: Array, denoise: Denoise, x: Float[Array, "batch *sample"], levels: NoiseLevel, variance: Variance
+) -> Float[Array, "batch *sample"]:
+    """``x`` noised to the last of ``levels``, each row with noise of its own, and brought back by ancestral sampling.
+
+    Nothing is left of ``x`` where that noise drowns the data.
+    """
+    start_key, path_key = jax.random.split(key)
+    start = add_noise(x, jax.random.normal(start_key, x.shape, x.dtype), levels[-1].to(x.dtype))
+    return ancestral(path_key, denoise, start, levels, variance=variance)
 
 
 def concrete(value) -> bool:

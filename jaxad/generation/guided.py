@@ -18,10 +18,9 @@ from jaxad.generation.generated import (
     check_strength,
     concrete,
     generated,
-    noised_start,
+    walked,
 )
 from jaxad.noise import NoiseLevel, add_noise, expand
-from jaxad.sampling import ancestral
 from jaxad.scoring.draws import mean_square, sample_axes
 
 RowScore = Callable[[Array], Array]
@@ -97,10 +96,7 @@ def low_density(
     """
     check_strength(strength, 0.0, 0.45, "tempering")
     check_denoiser(denoise, x, levels, "tempering")
-    start_key, path_key = jax.random.split(key)
-    start = noised_start(start_key, x, levels)
-    rows = ancestral(path_key, tempered(denoise, strength, gate), start, levels, variance=variance)
-    return generated(rows, True, Kind.LOW_DENSITY)
+    return generated(walked(key, tempered(denoise, strength, gate), x, levels, variance), True, Kind.LOW_DENSITY)
 
 
 # -------------------------------------------------------------------------------------------------------------- self-guidance
@@ -163,12 +159,11 @@ def minority(
     """
     check_strength(strength, 0.0, 10.0, "self-guided sampling")
     check_denoiser(denoise, x, levels, "self-guided sampling")
-    start_key, noise_key, path_key = jax.random.split(key, 3)
+    noise_key, walk_key = jax.random.split(key)
     reference = (levels[int(0.8 * len(levels))] if reference is None else reference).to(x.dtype)
     noise = jax.random.normal(noise_key, x.shape, x.dtype)
     guided = minority_guided(denoise, noise, reference, strength, distance)
-    rows = ancestral(path_key, guided, noised_start(start_key, x, levels), levels, variance=variance)
-    return generated(rows, True, Kind.MINORITY)
+    return generated(walked(walk_key, guided, x, levels, variance), True, Kind.MINORITY)
 
 
 # ---------------------------------------------------------------------------------------------------------- detector guidance
@@ -287,11 +282,11 @@ def detector_guided(
         )
     if concrete(calibration_scores) and not np.isfinite(calibration_scores).all():
         raise ValueError("detector-guided sampling needs finite calibration scores, got some that are not")
-    target_key, start_key, path_key = jax.random.split(key, 3)
+    target_key, walk_key = jax.random.split(key)
     target = band_targets(target_key, calibration_scores, x.shape[0], band).astype(x.dtype)
 
     def guided(noisy, level):
         return reach(score, denoise(noisy, level), target, steps=1)
 
-    rows = ancestral(path_key, guided, noised_start(start_key, x, levels), levels, variance=variance)
+    rows = walked(walk_key, guided, x, levels, variance)
     return generated(reach(score, rows, target, steps=polish), True, Kind.HARD)

@@ -6,9 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxad.denoising import Denoise, Variance
-from jaxad.generation.generated import Generated, Kind, check_denoiser, check_strength, generated, noised_start
+from jaxad.generation.generated import Generated, Kind, check_denoiser, check_strength, generated, walked
 from jaxad.noise import NoiseLevel, add_noise, expand, posterior
-from jaxad.sampling import ancestral
 
 
 def measured_variance(
@@ -98,8 +97,4 @@ def sdas(
     """
     check_strength(strength, 0.0, 10.0, "strength-controlled sampling")
     check_denoiser(denoise, x, levels, "strength-controlled sampling")
-    start_key, path_key = jax.random.split(key)
-    rows = ancestral(
-        path_key, denoise, noised_start(start_key, x, levels), levels, variance=strengthened(variance, strength)
-    )
-    return generated(rows, True, Kind.LOCAL)
+    return generated(walked(key, denoise, x, levels, strengthened(variance, strength)), True, Kind.LOCAL)

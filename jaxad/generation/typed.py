@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxad.denoising import Denoise, Variance
-from jaxad.generation.generated import Generated, Kind, check_denoiser, check_strength, generated, noised_start
+from jaxad.generation.generated import Generated, Kind, check_denoiser, check_strength, generated, walked
 from jaxad.noise import NoiseLevel
-from jaxad.sampling import ancestral, fixed_small
+from jaxad.sampling import fixed_small
 from jaxad.scoring.conditional import inpaint
 
 
@@ -107,9 +107,9 @@ def cluster_anomalies(
     """
     check_strength(strength, 0.0, 100.0, "a cluster of anomalies")
     check_denoiser(denoise, x, levels, "a cluster of anomalies")
-    row_key, way_key, start_key, path_key = jax.random.split(key, 4)
+    row_key, way_key, walk_key = jax.random.split(key, 3)
     one = jnp.broadcast_to(x[jax.random.randint(row_key, (), 0, x.shape[0])], x.shape)
-    group = ancestral(path_key, denoise, noised_start(start_key, one, levels), levels, variance=variance)
+    group = walked(walk_key, denoise, one, levels, variance)
     way = jax.random.normal(way_key, (1, x.shape[1]), x.dtype)
     way = way / jnp.sqrt(jnp.mean(way**2))
     return generated(group + strength * jnp.std(x, axis=0, keepdims=True) * way, True, Kind.CLUSTER)
