@@ -1,8 +1,10 @@
-"""Scoring tables of any length and number: piece by piece, in the memory of one, and taken up where a killed run stopped."""
+"""Scoring tables and folders of pictures of any length and number: piece by piece, in the memory of one, taken up where a run stopped."""
 
 import csv
 import hashlib
+import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,8 @@ from sklearn.pipeline import Pipeline
 from jaxad import bundle
 from jaxad.calibration import benjamini_hochberg, p_values
 from jaxad.cluster import Elsewhere
-from jaxad.data import DataError, Dataset, read_table, table_blocks
+from jaxad.data import DataError, Dataset, PictureFiles, read_table, table_blocks
+from jaxad.data.arrays import damage_named
 from jaxad.detectors.persistence import load_detector, load_extra
 
 ROWS_AT_ONCE = 65_536
@@ -26,7 +29,7 @@ HEADER = ("row", "anomaly_score", "p_value", "flagged")
 
 
 class Scored(NamedTuple):
-    """What ``score_file`` has done: ``rows`` in all, of them ``taken_up`` from an earlier run, ``flagged``, and ``seconds`` of this one."""
+    """What was done: ``rows`` in all, of them ``taken_up`` from an earlier run, ``flagged``, and ``seconds`` of this one."""
 
     rows: int
     taken_up: int
@@ -36,7 +39,7 @@ class Scored(NamedTuple):
 
 def judged(detector: Any, normality, alpha: float | None, fdr: float | None) -> tuple[np.ndarray, np.ndarray]:
     """``(p-values, flagged)`` of ``score_samples [rows]``: by the detector's threshold, a rate ``alpha``, or as a report (``fdr``)."""
-    last = detector[-1] if isinstance(detector, Pipeline) else detector
+    last: Any = detector[-1] if isinstance(detector, Pipeline) else detector
     known = getattr(last, "calibration_scores_", None)
     if known is None:
         raise ValueError(
@@ -71,9 +74,64 @@ def score_file(
     Raises:
         DataError: the table cannot be read or has other columns; what was written is removed.
     """
+    identity = _identity(data, label_column, alpha, fdr, mark)
+
+    def pieces(start):
+        done = start
+        for piece in table_blocks(data, label_column=label_column, rows=rows, start=start):
+            yield range(done, done + len(piece.x)), in_order_of_training(piece, columns, data)
+            done += len(piece.x)
+        if not done:
+            read_table(data, label_column=label_column)  # says what is wrong with it
+            raise DataError(f"{data}: expected at least one row, got none")
+
+    return _score_pieces(detector, pieces, HEADER, out, identity, alpha, fdr, progress)
+
+
+def score_folder(
+    detector: Any,
+    pictures: PictureFiles,
+    out: Path,
+    *,
+    alpha: float | None = None,
+    fdr: float | None = None,
+    mark: str = "",
+    most_bytes: int = 2**26,
+    progress: bool = False,
+) -> Scored:
+    """``score_file`` for pictures on disk, in pieces of at most ``most_bytes`` (one picture at least): a line for each.
+
+    The first column is ``file``, its name.
+
+    Raises:
+        DataError: a picture cannot be read, or is not like the first; what was written is removed.
+    """
+    stats = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in pictures.files]
+    reading = pictures.shape[1:], pictures.fit, pictures.channels, str(pictures.dtype)
+    identity = hashlib.sha256(repr([stats, reading, alpha, fdr, mark]).encode()).hexdigest()
+    at_once = max(1, most_bytes // (math.prod(pictures.sample_shape) * pictures.dtype.itemsize))
+
+    def pieces(start):
+        for first in range(start, len(pictures), at_once):
+            chosen = slice(first, first + at_once)
+            yield [file.name for file in pictures.files[chosen]], pictures[chosen]
+
+    return _score_pieces(detector, pieces, ("file", *HEADER[1:]), out, identity, alpha, fdr, progress)
+
+
+def _score_pieces(
+    detector: Any,
+    pieces: Callable[[int], Iterator[tuple[Sequence, np.ndarray]]],
+    header: Sequence[str],
+    out: Path,
+    identity: str,
+    alpha: float | None,
+    fdr: float | None,
+    progress: bool,
+) -> Scored:
+    """Score ``pieces(start)``, names and rows from row ``start`` on, into ``out``; ``identity`` tells this work from another."""
     started = time.perf_counter()
     partial, note = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
-    identity = _identity(data, label_column, alpha, fdr, mark)
     known = _known(note, identity) if partial.is_file() else None
     done, size, flagged = known or (0, 0, 0)
     taken_up = done
@@ -82,21 +140,18 @@ def score_file(
             file.truncate(size)
             file.seek(size)
             if not known:
-                file.write(_lines([HEADER]))
-            for piece in table_blocks(data, label_column=label_column, rows=rows, start=done):
-                normality = detector.score_samples(in_order_of_training(piece, columns, data))
+                file.write(_lines([header]))
+            for names, rows in pieces(done):
+                normality = detector.score_samples(rows)
                 p, found = judged(detector, normality, alpha, None)
                 flagged += int(found.sum())
                 written = ((-normality).tolist(), p.round(6).tolist(), found.astype(int).tolist())
-                file.write(_lines(zip(range(done, done + len(p)), *written, strict=True)))
+                file.write(_lines(zip(names, *written, strict=True)))
                 done += len(p)
                 file.flush()
                 os.fsync(file.fileno())
                 _write_note(note, [identity, done, file.tell(), flagged])
                 advance(len(p))
-        if not done:
-            read_table(data, label_column=label_column)  # says what is wrong with it
-            raise DataError(f"{data}: expected at least one row, got none")
         if fdr is not None:
             flagged = _flag_report(partial, detector, fdr)
         partial.replace(out)
@@ -236,9 +291,18 @@ def _identity(data: Path, label_column, alpha, fdr, mark) -> str:
 
 
 def read_scores(out: Path) -> np.ndarray:
-    """The anomaly scores ``[rows]`` that ``score_file`` wrote."""
-    with out.open(newline="", encoding="utf-8") as file:
-        return np.array([float(row["anomaly_score"]) for row in csv.DictReader(file)])
+    """The anomaly scores ``[rows]`` that ``score_file`` wrote.
+
+    Raises:
+        DataError: the file is damaged, or another one.
+    """
+    with damage_named(out, "a csv file of scores"), out.open(newline="", encoding="utf-8") as file:
+        scores = np.array([float(row["anomaly_score"]) for row in csv.DictReader(file)])
+        if not len(scores) or not np.isfinite(scores).all():
+            raise DataError(
+                f"{out}: expected finite scores, got {len(scores)} of which {np.isfinite(scores).sum()} are"
+            )
+        return scores
 
 
 def in_order_of_training(table: Dataset, columns: tuple[str, ...] | None, source: Path) -> np.ndarray:
@@ -259,7 +323,9 @@ def in_order_of_training(table: Dataset, columns: tuple[str, ...] | None, source
 
 
 def _lines(rows) -> bytes:
-    return "".join(",".join(map(str, row)) + "\r\n" for row in rows).encode()
+    with io.StringIO(newline="") as text:
+        csv.writer(text).writerows(rows)
+        return text.getvalue().encode("utf-8", "backslashreplace")  # a file's name may be any bytes
 
 
 def _known(note: Path, identity: str) -> tuple[int, int, int] | None:

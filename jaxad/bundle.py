@@ -17,9 +17,10 @@ import os
 import re
 import stat
 import struct
+import tokenize
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.export
@@ -45,6 +46,12 @@ CUSTOM_CALLS = frozenset(("cu_threefry2x32_ffi", "hip_threefry2x32_ffi", "shape_
 _DTYPES = frozenset(("bool", "float32", "float64", "int32", "uint32"))
 # What jax and flatbuffers were seen to raise for bytes that are not theirs, and for programs that this jax cannot compile.
 _PROGRAM_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, struct.error)
+
+# What zipfile and numpy's header parser (Python source) were seen to raise for damaged bytes.
+_ARCHIVE_ERRORS = (
+    *(ValueError, TypeError, LookupError, OverflowError, MemoryError, OSError, EOFError, SyntaxError, RuntimeError),
+    *(struct.error, tokenize.TokenError, zipfile.BadZipFile),
+)
 
 
 class BundleError(ValueError):
@@ -287,6 +294,7 @@ def _is_signatures(value) -> bool:
         isinstance(each, dict)
         and each.keys() == {"shape", "dtype"}
         and _is_shape(each["shape"])
+        and isinstance(each["dtype"], str)
         and each["dtype"] in _DTYPES
         for each in value.values()
     )
@@ -346,18 +354,30 @@ def _read_arrays(path: Path, name: str, content: bytes, signatures: dict[str, An
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             # Stored, not compressed: the arrays cannot be larger than the file.
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ValueError("it is compressed")
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError("it is compressed")
+                with archive.open(info) as member:
+                    _check_size(member, info.file_size)
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             if sorted(stored.files) != sorted(signatures):
                 raise ValueError("its arrays are not the card's")
             arrays = {key: stored[key] for key in stored.files}
-    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _ARCHIVE_ERRORS as error:
         raise BundleError(f"{path / name} is no archive of arrays: {_first_line(error)}") from error
     for key, array in arrays.items():
         if signature(array) != signatures[key]:
             raise BundleError(f"{path / name}: {key} should be {signatures[key]}, but is {signature(array)}")
     return arrays
+
+
+def _check_size(member: IO[bytes], size: int) -> None:
+    """``ValueError`` if the header of an array announces other bytes than there are: numpy would set them aside unseen."""
+    version = np.lib.format.read_magic(member)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(member)
+    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - member.tell():
+        raise ValueError(f"an array of shape {shape} is announced in {size} bytes")
 
 
 def signature(array: np.ndarray) -> dict[str, Any]:

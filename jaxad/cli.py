@@ -238,8 +238,8 @@ def score(
         skip_broken: pictures: leave out those that cannot be read, with a warning.
     """
     from jaxad import metrics
-    from jaxad.bulk import load, read_scores, score_file
-    from jaxad.data import table_blocks
+    from jaxad.bulk import load, read_scores, score_file, score_folder
+    from jaxad.data import PictureFiles, table_blocks
 
     console = plain_console()
     _check_rates(alpha, fdr)
@@ -255,20 +255,26 @@ def score(
         if written is not None and (written.is_dir() or not written.parent.is_dir()):
             raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
     detector, extra, mark = loaded = load(model)
+    rates: Any = {"alpha": alpha, "fdr": fdr}
     if ("pictures" in extra) != data.is_dir():
         kinds = ("a folder of pictures", "a file of rows")
         wanted, got = kinds if "pictures" in extra else reversed(kinds)
         raise ValueError(f"{model} was fitted on {wanted}, {data} is {got if data.exists() else 'missing'}")
     if data.is_dir():
         on_error = "skip" if skip_broken else "raise"
+        if page is None and maps is None and not (data / "test").is_dir():
+            reading = {**extra["pictures"], "size": tuple(extra["pictures"]["size"])}
+            files = PictureFiles(data, **reading)
+            files = files.usable("skip") if skip_broken else files
+            done = score_folder(detector, files, out, mark=mark, progress=True, **rates)
+            _say_scored(console, "pictures", done, out)
+            return
         _score_pictures(detector, extra["pictures"], data, out, page, maps, on_error, alpha, fdr)
         return
-    rates: Any = {"alpha": alpha, "fdr": fdr}
     done = score_file(
         detector, data, out, columns=loaded.columns, label_column=label_column, mark=mark, progress=True, **rates
     )
-    earlier = f" ({done.taken_up} of them by an earlier run)" if done.taken_up else ""
-    console.print(f"{done.rows} rows scored in {done.seconds:.1f} s{earlier}, {done.flagged} flagged; written to {out}")
+    _say_scored(console, "rows", done, out)
     if label_column is None and data.suffix.lower() != ".npz":
         return
     labels = [piece.y for piece in table_blocks(data, label_column=label_column) if piece.y is not None]
@@ -323,6 +329,13 @@ def score_files(
         )
     earlier = f" ({len(done) - len(seen)} of them by an earlier run)" if len(seen) < len(done) else ""
     console.print(f"{len(done)} files{earlier}, {sum(each.rows for each in done.values())} rows scored into {out}")
+
+
+def _say_scored(console, what, done, out) -> None:
+    earlier = f" ({done.taken_up} of them by an earlier run)" if done.taken_up else ""
+    console.print(
+        f"{done.rows} {what} scored in {done.seconds:.1f} s{earlier}, {done.flagged} flagged; written to {out}"
+    )
 
 
 def _check_rates(alpha, fdr) -> None:

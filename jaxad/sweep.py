@@ -10,8 +10,6 @@ import math
 import os
 import re
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxad import evaluation
 from jaxad.cluster import Elsewhere
-from jaxad.data import Dataset
+from jaxad.data import DataError, Dataset
+from jaxad.data.arrays import read_members
 from jaxad.detectors.protocol import Detector
 from jaxad.evaluation import Evaluation
 
@@ -147,10 +146,8 @@ def read_scores(out: Path | str, record: Evaluation) -> tuple[np.ndarray, np.nda
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file:  # numpy leaves a file of its own open if it turns out to be damaged
-            stored = np.load(file)
-            labels, scores = stored["labels"], stored["scores"]
-    except (zipfile.BadZipFile, zlib.error, KeyError, IndexError, ValueError, EOFError) as error:
+        labels, scores = read_members(path, ("labels", "scores"))
+    except DataError as error:
         raise ValueError(f"{path} holds no labels and scores ({error}): delete it, or repeat the cell") from error
     if labels.shape != (record.num_test,) or scores.shape != (record.num_test,):
         raise ValueError(
@@ -265,7 +262,7 @@ def _parse(line: bytes, where: str) -> Evaluation | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if line.startswith(_RECORD_START) or _RECORD_START.startswith(line):
             return None
         raise ValueError(f"{where}: expected the JSON record of a sweep, got {line[:40]!r}") from error

@@ -104,7 +104,7 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """All arrays of a ``.safetensors`` or ``.msgpack`` file under torch's dotted names and layouts, in float32.
 
     Raises:
-        WeightsError: the file is missing, damaged, of another kind, or holds anything but floating-point numbers.
+        WeightsError: the file is missing, damaged, of another kind, or holds anything but finite floating-point numbers.
 
     >>> import tempfile
     >>> from safetensors.numpy import save_file
@@ -121,7 +121,11 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
         )
     if not path.is_file():
         raise WeightsError(f"{path} does not exist or is no file")
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_msgpack(path)
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_msgpack(path)
+    for name, array in state.items():
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{path}: {name} holds infinite values or NaN; fetch it again")
+    return state
 
 
 def _read_safetensors(path):

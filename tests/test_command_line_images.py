@@ -106,6 +106,7 @@ def test_weights_that_cannot_be_imported(file, network, message, tmp_path, capsy
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_read_batch_by_batch_and_kept_in_a_run_directory(pictures, tmp_path, capsys):
     pytest.importorskip("grain")
     words = ("fit", pictures / "good", "--num-steps", 20, "--stream", "--run-dir", tmp_path / "run", "--tensorboard")

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import importlib
+import io
 import threading
 
 import numpy as np
@@ -215,6 +216,15 @@ def test_download_is_bounded_and_needs_a_folder(tmp_path, server):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot make the folder"):
         download(server, tmp_path / "file" / "a.npz", verify=lambda _: None)
+
+
+def test_a_redirection_away_from_https_is_refused(tmp_path, monkeypatch):
+    answer = io.BytesIO(b"rows")
+    answer.url = "http://elsewhere/rows"  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: answer)
+    with pytest.raises(DataError, match="not encrypted"):
+        download("https://here/rows", tmp_path / "a.npz", verify=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pinned_address():

@@ -157,7 +157,7 @@ def test_dataset_columns():
 
 
 def test_path_errors(tmp_path):
-    with pytest.raises(DataError, match=r"ending in \.csv, \.npy, \.npz, \.parquet, got '\.xlsx'"):
+    with pytest.raises(DataError, match=r"ending in \.array_record, \.csv, \.npy, \.npz, \.parquet, got '\.xlsx'"):
         read_table(tmp_path / "a.xlsx")
     with pytest.raises(DataError, match="no suffix"):
         read_table(tmp_path / "a")

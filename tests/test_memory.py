@@ -233,7 +233,7 @@ def planned_by_xla(network, sample_shape, batch_size, donate=True):
     return size - plan.alias_size_in_bytes
 
 
-@pytest.mark.parametrize("batch_size", [16, 64])
+@pytest.mark.parametrize("batch_size", [16, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_training_step_needs_what_xla_plans(name, batch_size):
     network, sample_shape = NETWORKS[name]

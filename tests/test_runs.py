@@ -73,7 +73,7 @@ def assert_same(tree, expected):
         ("diffusion", 4),
         ("dte", 2),
         pytest.param("consensus", 1, marks=pytest.mark.slow),
-        ("image", 1),
+        pytest.param("image", 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_training_ends_where_it_would_have(name, looks, tmp_path, monkeypatch):

@@ -45,6 +45,9 @@ def download(
 def _fetch(url: str, path: Path, timeout: float, max_bytes: int) -> None:
     received = 0
     with urllib.request.urlopen(url, timeout=timeout) as answer, path.open("wb") as file:
+        # urllib follows a redirection wherever it leads.
+        if url.startswith("https:") and not answer.url.startswith("https:"):
+            raise DataError(f"{url} was redirected to {answer.url}, which is not encrypted; fetch the file elsewhere")
         while piece := answer.read(2**20):
             received += len(piece)
             if received > max_bytes:

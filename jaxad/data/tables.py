@@ -1,4 +1,4 @@
-"""A user's own table, ``.npz``, ``.npy``, ``.csv`` or ``.parquet``, read or refused with a reason."""
+"""A user's own table, ``.npz``, ``.npy``, ``.csv``, ``.parquet`` or ``.array_record``, read or refused with a reason."""
 
 import csv
 import itertools
@@ -8,19 +8,28 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxad.data.arrays import MAX_BYTES, damage_named, read_npy, read_npy_rows, read_npz
+from jaxad.data.arrays import (
+    MAX_BYTES,
+    damage_named,
+    npz_pieces,
+    read_npy,
+    read_npy_rows,
+    read_npz,
+    read_record,
+)
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
+SUFFIXES = (".array_record", ".csv", ".npy", ".npz", ".parquet")
+NAMELESS = (".array_record", ".npy", ".npz")
+"""Those whose columns have no names."""
 
 
 def read_table(path: str | os.PathLike, *, label_column: str | None = None, max_bytes: int = MAX_BYTES) -> Dataset:
@@ -31,6 +40,7 @@ def read_table(path: str | os.PathLike, *, label_column: str | None = None, max_
     - ``.npy``: features only.
     - ``.csv``: comma separated, the first line names the columns.
     - ``.parquet``: needs pyarrow (``pip install 'jaxad[data]'``).
+    - ``.array_record``: needs array_record, which comes with Grain; each record is one row, the bytes of a ``.npy`` array ``[features]``.
 
     In a CSV or Parquet file every column is a feature except the one named by ``label_column``. Nothing is guessed: a
     column that happens to be called ``label``, ``y`` or ``outlier`` is a feature too unless it is named here, and a
@@ -52,13 +62,18 @@ def read_table(path: str | os.PathLike, *, label_column: str | None = None, max_
     path = Path(os.path.expanduser(path))
     _check_file(path, max_bytes)
     suffix = path.suffix.lower()
-    if suffix in (".npy", ".npz"):
+    if suffix in NAMELESS:
         if label_column is not None:
             raise DataError(
                 f"{path}: label_column={label_column!r} names a CSV or Parquet column; "
                 "give labels to an .npz file under the key 'y'"
             )
-        x, y = (read_npy(path, max_bytes=max_bytes), None) if suffix == ".npy" else read_npz(path, max_bytes=max_bytes)
+        if suffix == ".array_record":
+            x, y = np.concatenate(list(_record_pieces(path, 65_536, 0, max_bytes)) or [np.empty((0, 0))]), None
+        elif suffix == ".npy":
+            x, y = read_npy(path, max_bytes=max_bytes), None
+        else:
+            x, y = read_npz(path, max_bytes=max_bytes)
         columns = None
     else:
         frame = _read_csv(path) if suffix == ".csv" else _read_parquet(path, max_bytes)
@@ -78,8 +93,8 @@ def table_blocks(
 ) -> Iterator[Dataset]:
     """``read_table`` in pieces of at most so many rows, from row number ``start`` on, for files of any length.
 
-    Memory is that of one piece for ``.npy``, ``.csv`` and ``.parquet``; an ``.npz``, which cannot be read from the middle, is
-    read whole. ``max_bytes`` bounds one piece. Errors as in ``read_table``, for a piece when it is reached; rows are numbered within it.
+    Memory is that of one piece. An ``.npz`` and a ``.csv`` cannot be read from the middle: what stands before ``start`` is read and let
+    go. ``max_bytes`` bounds one piece. Errors as in ``read_table``, for a piece when it is reached; rows are numbered within it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,21 +106,19 @@ def table_blocks(
     if rows < 1 or start < 0:
         raise DataError(f"expected at least one row in a piece and a first row from 0 on, got {rows=}, {start=}")
     suffix = path.suffix.lower()
-    _check_file(path, max_bytes if suffix == ".npz" else sys.maxsize)
-    if suffix == ".npz" or (suffix == ".npy" and label_column is not None):
-        whole = read_table(path, label_column=label_column, max_bytes=max_bytes)
-        for first in range(start, len(whole.x), rows):
-            y = None if whole.y is None else whole.y[first : first + rows]
-            yield replace(whole, x=whole.x[first : first + rows], y=y)
-        return
-    pieces = (
-        _npy_pieces(path, rows, start, max_bytes) if suffix == ".npy" else _frame_pieces(path, rows, start, max_bytes)
-    )
+    _check_file(path, sys.maxsize)
+    if suffix in NAMELESS and label_column is not None:
+        read_table(path, label_column=label_column)  # which refuses it
+    pieces: Iterator[tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]]
+    if suffix == ".npz":
+        pieces = ((x, y, None) for x, y in npz_pieces(path, rows, start, max_bytes=max_bytes))
+    elif suffix in NAMELESS:
+        read = _npy_pieces if suffix == ".npy" else _record_pieces
+        pieces = ((x, None, None) for x in read(path, rows, start, max_bytes))
+    else:
+        pieces = (_split_frame(frame, path, label_column) for frame in _frame_pieces(path, rows, start, max_bytes))
     first = start
-    for piece in pieces:
-        x, y, columns = (
-            (piece, None, None) if isinstance(piece, np.ndarray) else _split_frame(piece, path, label_column)
-        )
+    for x, y, columns in pieces:
         dataset = Dataset(path.stem, x, y, source=path.name, columns=columns)
         refuse_non_finite(dataset.x, f"{path}, counted from row {first}" if first else str(path), columns=columns)
         yield dataset
@@ -119,6 +132,33 @@ def _npy_pieces(path: Path, rows: int, start: int, max_bytes: int) -> Iterator[n
         if not len(piece):
             return
         yield piece
+
+
+def _record_pieces(path: Path, rows: int, start: int, max_bytes: int) -> Iterator[np.ndarray]:
+    try:
+        from array_record.python.array_record_module import ArrayRecordReader
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading records needs array_record; install it with pip install 'jaxad[data]', or save a CSV"
+        ) from error
+    with damage_named(path, "a file of ArrayRecord"):
+        # One record at a time, or a hostile length is inflated by several threads at once.
+        reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        try:
+            num_rows, width = reader.num_records(), None
+            for first in range(start, num_rows, rows):
+                piece, left = [], max_bytes
+                for number in range(first, min(first + rows, num_rows)):
+                    row = read_record(reader.read([number])[0], f"{path}, record {number}", max_bytes=left)
+                    piece.append(row)
+                    width, left = width or len(row), left - row.nbytes
+                    if len(row) != width:
+                        raise DataError(
+                            f"{path}: expected {width} features in every record, got {len(row)} in record {number}"
+                        )
+                yield np.stack(piece)
+        finally:
+            reader.close()
 
 
 def _frame_pieces(path: Path, rows: int, start: int, max_bytes: int) -> "Iterator[pd.DataFrame]":

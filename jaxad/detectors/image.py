@@ -168,7 +168,6 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
                 f"need num_steps, batch_size, draws >= 1 and smoothing >= 0, got {self.num_steps=}, {self.batch_size=}, "
                 f"{self.draws=}, {self.smoothing=}"
             )
-        threshold_from([0.0], self.false_alarm_rate)
         rng = check_random_state(self.random_state)
         files = None
         if isinstance(X, PictureFiles):

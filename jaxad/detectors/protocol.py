@@ -103,9 +103,7 @@ def threshold_from(normal_scores, false_alarm_rate: float) -> float:
     (-5.0, -3.0)
     """
     scores = np.asarray(normal_scores, np.float64)
-    # Written so that NaN fails too.
-    if not 0.0 <= false_alarm_rate <= 0.5:
-        raise ValueError(f"false_alarm_rate is a share of normal rows between 0 and 0.5, got {false_alarm_rate=}")
+    _check_rate(false_alarm_rate)
     if scores.ndim != 1 or len(scores) == 0 or not np.isfinite(scores).all():
         raise ValueError(
             f"a threshold needs a vector of finite scores, got shape {scores.shape} "
@@ -123,8 +121,9 @@ def check_training_data(detector, X, *, allow_images: bool = False) -> np.ndarra
     of integers become float64, images of integers float32 (which holds every 8- and 16-bit value exactly).
 
     Raises:
-        ValueError: a single row, no column, NaN, infinity, text, sparse or wrongly ranked input.
+        ValueError: a false alarm rate outside ``[0, 0.5]``; a single row, no column, NaN, infinity, text, sparse or wrongly ranked input.
     """
+    _check_rate(getattr(detector, "false_alarm_rate", 0.0))  # the threshold comes last, after a training: too late to say this
     X = _as_float(validate_data(detector, X, ensure_min_samples=2, allow_nd=allow_images, dtype="numeric", reset=True))
     if allow_images:
         detector.sample_shape_ = X.shape[1:]
@@ -147,6 +146,12 @@ def check_scoring_data(detector, X) -> np.ndarray:
             "resize the rows or fit again"
         )
     return _as_float(validate_data(detector, X, allow_nd=len(expected) > 1, dtype="numeric", reset=False))
+
+
+def _check_rate(false_alarm_rate):
+    # Written so that NaN fails too.
+    if not 0.0 <= false_alarm_rate <= 0.5:
+        raise ValueError(f"false_alarm_rate is a share of normal rows between 0 and 0.5, got {false_alarm_rate=}")
 
 
 def _as_float(X) -> np.ndarray:

@@ -32,6 +32,7 @@ class Kind(IntEnum):
     HARMONISED = 9  # something else inside a mask, fitted in by the denoiser
     BLENDED = 10  # something else inside a mask, laid over the row
     MIXED = 11  # between a known anomaly and a neighbour (``nng_mix``)
+    FEW_SHOT = 12  # like a few real anomalies, inside a mask (``few_shot``)
 
 
 class Generated(NamedTuple):
