@@ -89,6 +89,9 @@ class DiT(nn.Module):
 
     ``frequency_shift=1`` is the level embedding of diffusers, see ``jaxad.denoisers.embedding.sinusoid``.
 
+    A parameter ``hint [batch, window, hidden]``, which ``init`` never makes, is added to the tokens of the patches: what else there is to
+    know about this very batch (``generation.few_shot``).
+
     ``dtype`` (``jnp.bfloat16`` or ``"bfloat16"``) is the precision to compute in: parameters, normalisations, softmax
     and output stay float32; None computes in that of ``x`` and the parameters. ``remat`` recomputes the blocks'
     activations in the backward pass: about a third more time; far less memory on accelerators, none less on CPUs (jax 0.10).
@@ -137,6 +140,8 @@ class DiT(nn.Module):
         patches, positions = self._patchify(x)
         compute = jnp.dtype(self.dtype or x.dtype)
         tokens = _Dense(self.hidden, dtype=self.dtype, name="patch")(patches) + jnp.asarray(positions, compute)[None]
+        if self.has_variable("params", "hint"):
+            tokens = tokens + jnp.asarray(self.get_variable("params", "hint"), compute)
 
         condition = LevelEmbedding(self.hidden, self.frequency_shift, _small, name="level")(log_snr)
         embedded = embed_label(self, self.hidden, label, len(x), train)

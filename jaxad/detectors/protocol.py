@@ -123,7 +123,9 @@ def check_training_data(detector, X, *, allow_images: bool = False) -> np.ndarra
     Raises:
         ValueError: a false alarm rate outside ``[0, 0.5]``; a single row, no column, NaN, infinity, text, sparse or wrongly ranked input.
     """
-    _check_rate(getattr(detector, "false_alarm_rate", 0.0))  # the threshold comes last, after a training: too late to say this
+    _check_rate(
+        getattr(detector, "false_alarm_rate", 0.0)
+    )  # the threshold comes last, after a training: too late to say this
     X = _as_float(validate_data(detector, X, ensure_min_samples=2, allow_nd=allow_images, dtype="numeric", reset=True))
     if allow_images:
         detector.sample_shape_ = X.shape[1:]

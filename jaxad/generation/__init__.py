@@ -7,12 +7,14 @@ Rows out for rows in: ``x`` are normal rows, on the scale the denoiser was train
 - ``guided``: where normal rows are rare (``low_density``, ``minority``, ``detector_guided``)
 - ``typed``: ``dependency_anomalies``, ``point_anomalies``, ``cluster_anomalies``, ``global_anomalies``
 - ``images``: inside a mask, the rest to the bit (``redrawn``, ``harmonised``, ``blended``, ``cut_paste``); ``masks`` for them
+- ``few_shot``: like 1 to 10 real anomalies of each kind (``adapt``, then ``few_shot``), inside a mask
 - ``counterfactual``: the nearest normal version of an anomaly (``repair``), and the other way (``nearest_anomaly``)
 - ``controls``: ADBench's recipes and NNG-Mix, which need no denoiser
 """
 
 from jaxad.generation.controls import ADBENCH_KINDS, adbench_synthetic, nng_mix
 from jaxad.generation.counterfactual import Counterfactual, element_error, nearest_anomaly, repair
+from jaxad.generation.few_shot import Adapters, adapt, describe, few_shot
 from jaxad.generation.generated import Generated, Kind, check_examples, several
 from jaxad.generation.guided import (
     RowScore,
@@ -38,10 +40,12 @@ from jaxad.generation.typed import (
 
 __all__ = [
     "ADBENCH_KINDS",
+    "Adapters",
     "Counterfactual",
     "Generated",
     "Kind",
     "RowScore",
+    "adapt",
     "adbench_synthetic",
     "band_targets",
     "blended",
@@ -49,8 +53,10 @@ __all__ = [
     "cluster_anomalies",
     "cut_paste",
     "dependency_anomalies",
+    "describe",
     "detector_guided",
     "element_error",
+    "few_shot",
     "foreground",
     "global_anomalies",
     "harmonised",
