@@ -3,6 +3,7 @@
 from jaxad.detectors.conformal import ConformalDetector
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
+from jaxad.detectors.cycle import CycleDetector
 from jaxad.detectors.diffusion import DiffusionDetector, fit_many
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
 from jaxad.detectors.faces import PyODDetector
@@ -16,6 +17,7 @@ __all__ = [
     "ECOD",
     "ConformalDetector",
     "ConsensusDetector",
+    "CycleDetector",
     "DTECategorical",
     "DTEInverseGamma",
     "DTENonParametric",

@@ -26,6 +26,7 @@ from jaxad.denoisers import MLP, DiT, TimeMLP, UNet
 from jaxad.detectors import appearance, views
 from jaxad.detectors.consensus import ConsensusDetector, represent
 from jaxad.detectors.copula import COPOD, ECOD, _Columns
+from jaxad.detectors.cycle import CycleDetector
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
 from jaxad.detectors.fitting import Standardiser
@@ -53,6 +54,7 @@ DETECTORS = _by_name(
     ECOD,
     MahalanobisDetector,
     SquaredNorm,
+    CycleDetector,
 )
 
 TRANSFORMERS = _by_name(StandardScaler, MinMaxScaler, RobustScaler, PCA, SimpleImputer)
@@ -98,6 +100,11 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "statistics": _by_name(scoring.LevelStatistics, scoring.Whitening, scoring.Mixture, scoring.Neighbours),
     "standardiser": _by_name(Standardiser),
     "columns": _by_name(_Columns),
+    # a cycle's parts, which are detectors
+    **{
+        part: {k: v for k, v in DETECTORS.items() if v is not CycleDetector}
+        for part in ("detector", "first", "denoiser")
+    },
     "scaler": _by_name(StandardScaler),
     "views": _by_name(views.Views),
     # an image detector's tables, by the look they were made from
@@ -174,15 +181,12 @@ def _described(estimator, known: dict[str, type], arrays: dict[str, np.ndarray],
         )
     check_is_fitted(estimator)
     own: dict[str, np.ndarray] = {}
-    parameters, defaults = estimator.get_params(deep=False), type(estimator)().get_params(deep=False)
+    parameters, defaults = _parameters(estimator), type(estimator)().get_params(deep=False)
     if known is TRANSFORMERS:  # the default of an imputer is NaN, which JSON has not
         parameters = {key: value for key, value in parameters.items() if value is not defaults[key]}
     described = {
         "class": name,
-        # A mesh names devices of this machine, a run directory a folder of it; the next one may have others.
-        "parameters": {
-            key: _encode(value, key, own) for key, value in parameters.items() if key not in ("mesh", "run_dir")
-        },
+        "parameters": {key: _encode(value, key, own) for key, value in parameters.items()},
         "fitted": {key: _encode(value, key, own) for key, value in _fitted(estimator).items()},
     }
     arrays |= {prefix + key: value for key, value in own.items()}
@@ -258,13 +262,18 @@ def _encode(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
     raise ValueError(f"cannot save {where} = {' '.join(repr(value).split()):.100}: it may be {known}; {advice}")
 
 
+def _parameters(detector: Any) -> dict[str, Any]:
+    # A mesh names devices of this machine, a run directory a folder of it; the next one may have others.
+    return {key: value for key, value in detector.get_params(deep=False).items() if key not in ("mesh", "run_dir")}
+
+
 def _fitted(detector: Any) -> dict[str, Any]:
     return {key: value for key, value in vars(detector).items() if key.endswith("_") and key != "index_"}
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    if isinstance(value, PictureTable):
-        return {"parameters": value.get_params(deep=False), "fitted": _fitted(value)}
+    if isinstance(value, (PictureTable, *DETECTORS.values())):
+        return {"parameters": _parameters(value), "fitted": _fitted(value)}
     if isinstance(value, StandardScaler):
         return {name: getattr(value, name) for name in _SCALER_FIELDS}
     if isinstance(value, tuple):
@@ -305,7 +314,7 @@ def _decode(node: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _construct(cls: type, fields: dict[str, Any]) -> Any:
-    if cls is PictureTable:
+    if cls is PictureTable or cls in DETECTORS.values():
         return _restore(cls, fields["parameters"], fields["fitted"])
     if cls is not StandardScaler:
         return cls(**fields)
@@ -355,10 +364,10 @@ def _restore(cls: type, parameters: dict[str, Any], fitted: dict[str, Any]) -> A
         if not key.isidentifier() or key.startswith("_") or not key.endswith("_"):
             raise CheckpointError(f"no fitted attribute is called {key!r:.50}")
         setattr(detector, key, value)
-    if cls in (KNNDetector, DTENonParametric):
+    if fitted and cls in (KNNDetector, DTENonParametric):
         # The search tree is a function of the rows, quickly grown, and tied to scikit-learn's version.
         detector.index_ = NearestNeighbors().fit(detector.train_)
-    if cls in (ConsensusDetector, PictureTable):
+    if fitted and cls in (ConsensusDetector, PictureTable):
         detector.build_index()
     return detector
 

@@ -1,0 +1,177 @@
+"""The cycle: what is kept, how it is judged, and that it stands back where it does not help."""
+
+import doctest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxad import cycle
+from jaxad.detectors import CycleDetector, KNNDetector, MahalanobisDetector
+from jaxad.detectors import cycle as estimator
+from jaxad.detectors.persistence import load_detector, save_detector
+from jaxad.generation import Kind
+from jaxad.metrics import auroc
+
+
+def normal_rows(count, seed=0):
+    """Three columns; the third is the sum of the others, nearly."""
+    rng = np.random.default_rng(seed)
+    ab = rng.normal(size=(count, 2))
+    return np.column_stack([ab, ab.sum(axis=1) + 0.1 * rng.normal(size=count)])
+
+
+def broken_rows(count, seed=1):
+    """Every column normal, the sum wrong."""
+    rows = normal_rows(count, seed)
+    rows[:, 2] = np.random.default_rng(seed + 1).permutation(rows[:, 2])
+    return rows
+
+
+@pytest.mark.parametrize("module", [cycle, estimator], ids=["functions", "estimator"])
+def test_the_examples_in_the_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_every_kept_kind_has_a_tenth():
+    rng = np.random.default_rng(0)
+    kind = rng.choice(7, size=3000, p=[0.7, 0.2, 0.04, 0.03, 0.02, 0.008, 0.002])
+    kept = rng.random(3000) < 0.9
+    weights = cycle.balance(kind, kept)
+    assert weights.sum() == pytest.approx(1)
+    assert not weights[~kept].any()
+    for code in range(7):
+        share, enough = weights[kind == code].sum(), (kept & (kind == code)).sum() >= cycle.FEWEST_OF_A_KIND
+        assert share >= 0.1 - 1e-9 if enough else share == 0
+    assert not cycle.balance(kind, np.zeros(3000, bool)).any()
+
+
+def test_strength_follows_how_easily_anomalies_are_told_apart():
+    assert cycle.adjusted(1.2, 0.96) == pytest.approx(1.0)
+    assert cycle.adjusted(1.0, 0.55) == pytest.approx(1.2)
+    assert cycle.adjusted(1.0, 0.8) == 1.0
+
+
+def test_a_head_learns_what_it_is_shown_and_a_left_out_kind_is_not_shown():
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(500, 2)).astype(np.float32)
+    right, up = (rng.normal(size=(100, 2)).astype(np.float32) + shift for shift in ([6, 0], [0, 6]))
+    anomalies = jnp.asarray(np.concatenate([right, up]))
+    weights = jnp.asarray([np.ones(200), np.repeat([1, 0], 100)], jnp.float32)
+    heads = cycle.train_heads(jax.random.key(0), jnp.asarray(normals), anomalies, weights, num_steps=200)
+    both, only_right = (jax.tree.map(lambda leaf, i=i: leaf[i], heads) for i in (0, 1))
+    logit = lambda head, rows: float(cycle.head_logits(head, jnp.asarray(rows)).mean())  # noqa: E731
+    assert logit(both, right) > 1 > -1 > logit(both, normals)
+    assert logit(both, up) > 1
+    assert logit(only_right, right) > 1 > logit(only_right, up)
+    # Smoothed targets: no logit wants to be larger than this.
+    assert logit(both, right) < np.log(0.975 / 0.025) + 1
+
+
+def test_gain_is_the_difference_of_two_areas():
+    assert cycle.gain([0, 1], [0.5, 2], [0, 0], [5, 5]) == pytest.approx(1 - 0.75)
+    assert cycle.gain([0, 1], [0.5, 2], [0, 9], [0, 0]) < 0
+    assert cycle.artefact(np.zeros(5), np.ones(5)) == 1.0
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    detector = CycleDetector(MahalanobisDetector(), rounds=1, num_steps=300)
+    return detector.fit(normal_rows(400), anomalies=broken_rows(6))
+
+
+def test_it_reports_its_round(fitted):
+    (row,) = fitted.rounds_
+    assert row["strength"] == 1.0
+    assert set(row["kept"]) == {Kind(code).name.lower() for code in (0, 1, 3, 4, 5, 6, 7)}
+    assert all(-1 <= gain <= 1 for gain in (*row["gains"].values(), row["kind_gain"], row["known_gain"]))
+    assert 0 <= row["artefact"] <= 1
+    assert ("adds" in fitted.reason_) == fitted.accepted_
+
+
+def test_no_gain_means_the_first_detector_to_the_bit():
+    """kNN of two Gaussian columns is as good as it gets; the guard alone decides, so it is set to refuse."""
+    detector = CycleDetector(KNNDetector(), rounds=1, num_steps=100)
+    rows, new = np.random.default_rng(0).normal(size=(150, 2)), np.random.default_rng(1).normal(size=(20, 2))
+    calls = iter((0.9, 0.5))  # of the head, of the first detector
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cycle, "artefact", lambda *_: next(calls))
+        detector.fit(rows)
+    assert not detector.accepted_
+    assert "learned the generator" in detector.reason_
+    alone = KNNDetector().fit(rows)
+    np.testing.assert_array_equal(detector.score_samples(new), alone.score_samples(new))
+    np.testing.assert_array_equal(detector.predict(new), alone.predict(new))
+    np.testing.assert_array_equal(detector.p_values(new), alone.p_values(new))
+
+
+def test_known_anomalies_teach_what_the_first_detector_cannot_see():
+    """A blob inside a ring: the norm sees nothing there, the head is shown six of it."""
+    rng = np.random.default_rng(0)
+
+    def ring(count):
+        angle = rng.uniform(0, 2 * np.pi, count)
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1) * 3 + 0.4 * rng.normal(size=(count, 2))
+
+    detector = CycleDetector(MahalanobisDetector(), rounds=1, num_steps=800)
+    detector.fit(ring(400), anomalies=0.3 * rng.normal(size=(6, 2)))
+    assert detector.accepted_, detector.reason_
+    test = np.concatenate([ring(200), 0.3 * rng.normal(size=(100, 2))])
+    labels = np.repeat([0, 1], [200, 100])
+    before, after = (auroc(labels, -d.score_samples(test)) for d in (detector.first_, detector))
+    assert before < 0.2
+    assert after > before + 0.3
+    # The threshold was set on rows that nothing was fitted on.
+    assert (detector.predict(ring(1000)) == -1).mean() < 0.15
+
+
+def test_generated_rows_are_in_the_units_of_the_data(fitted):
+    made = fitted.generate(70, seed=3)
+    assert made.x.shape == made.mask.shape == (70, 3)
+    assert set(np.asarray(made.kind)) == {0, 1, 3, 4, 5, 6, 7}
+    np.testing.assert_array_equal(made.x, fitted.generate(70, seed=3).x)
+    assert not np.array_equal(made.x, fitted.generate(70, seed=4).x)
+    # Where nothing was changed the rows are normal rows, but for the rounding of float32.
+    kept = ~np.asarray(made.mask)
+    assert kept.any()
+    near = np.abs(made.x[:, None] - normal_rows(400)[None]).min(axis=1)
+    assert near[kept].max() < 1e-5
+
+
+def test_saved_and_loaded_it_scores_the_same(fitted, tmp_path):
+    save_detector(fitted, tmp_path / "model")
+    loaded = load_detector(tmp_path / "model")
+    new = normal_rows(30, seed=5)
+    np.testing.assert_allclose(loaded.score_samples(new), fitted.score_samples(new), rtol=1e-6)
+    assert loaded.rounds_ == fitted.rounds_
+    assert loaded.reason_ == fitted.reason_
+
+
+@pytest.mark.parametrize(
+    ("anomalies", "message"),
+    [
+        (np.zeros((2, 4)), "finite rows of the 3 columns"),
+        (np.zeros((0, 3)), "finite rows of the 3 columns"),
+        ([[np.nan, 0, 0]], "finite rows of the 3 columns"),
+        (normal_rows(400)[:2], "identical"),
+    ],
+)
+def test_bad_anomalies_are_refused_before_anything_is_fitted(anomalies, message):
+    detector = CycleDetector(num_steps=10**8)
+    with pytest.raises(ValueError, match=message):
+        detector.fit(normal_rows(400), anomalies=anomalies)
+    assert not hasattr(detector, "first_")
+
+
+def test_bad_settings_are_refused(fitted):
+    with pytest.raises(ValueError, match="rounds"):
+        CycleDetector(rounds=0).fit(normal_rows(200))
+    with pytest.raises(ValueError, match="strength"):
+        fitted.generate(10, strength=0.0)
+    with pytest.raises(ValueError, match="at least one row for each"):
+        fitted.generate(3)
+    with pytest.raises(ValueError, match="no denoiser"):
+        CycleDetector(KNNDetector()).fit(normal_rows(50)).generate(10)
