@@ -2,9 +2,9 @@
 
     python -m experiments.cycle
 
-Runtime: about two minutes per data set and seed on 2 cores. Protocol ``clean`` (half of the normal rows train, no anomaly does); five anomalies
-are drawn from the test rows by the seed, left out of the test of *every* method, and given to those that take labels. Logistic regression
-and a random forest get the same five, and kNN stands beside. Settings are the defaults everywhere. Written to
+Runtime: about two minutes per data set and seed on 2 cores. Protocol ``clean`` (half of the normal rows train, no anomaly does); five
+anomalies are drawn from the test rows by the seed, left out of the test of *every* method, and given to those that take labels. Logistic
+regression and a random forest get the same five, and kNN stands beside. Settings are the defaults everywhere. Written to
 ``experiments/results/cycle.jsonl``, one line per data set and seed; a run goes on where the last one stopped. Expected:
 docs/generation.md.
 """

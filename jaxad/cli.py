@@ -1,6 +1,7 @@
-"""``jaxad demo | fit | score | score-files | export | serve | report | import-weights | doctor``: for people with a file and a deadline."""
+"""The ``jaxad`` command, for people with a file and a deadline: ``demo``, ``fit``, ``cycle``, ``generate``, ``score`` and the rest."""
 
 import csv
+import json
 import math
 import os
 import shutil
@@ -440,6 +441,118 @@ def _score_pictures(detector, reading, folder, out, page, maps, on_error, alpha,
         console.print(f"page written to {page}")
 
 
+def cycle(
+    data: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    anomalies: Path | None = None,
+    label_column: str | None = None,
+    rounds: int = 2,
+    seed: int = 0,
+    false_alarm_rate: float = 0.05,
+) -> None:
+    """Learn from normal rows and from anomalies made of them, keep what was learned only if it helps, and save the detector.
+
+    Rows labelled 1 in the file, and those of ``anomalies``, are known anomalies: five are enough to be of use. Score rows with
+    ``jaxad score``, make anomalies with ``jaxad generate``.
+
+    Args:
+        data: .csv, .parquet, .npy or .npz (key X, labels y if any) of normal rows.
+        out: folder for the fitted detector.
+        anomalies: a file of known anomalies, with the same columns.
+        label_column: column of a csv or parquet file that holds 0 (normal) or 1 (anomalous).
+        rounds: most rounds.
+        seed: random seed.
+        false_alarm_rate: share of normal rows that may be flagged, between 0 and 0.5.
+    """
+    from jaxad.bulk import in_order_of_training
+    from jaxad.data import read_table
+    from jaxad.detectors import CycleDetector
+    from jaxad.detectors.persistence import check_writable, save_detector
+
+    console = plain_console()
+    check_writable(out)
+    table = read_table(data, label_column=label_column)
+    labels = np.zeros(len(table.x), int) if table.y is None else table.y
+    rows, known = table.x[labels == 0], [table.x[labels == 1]]
+    if anomalies is not None:
+        known.append(in_order_of_training(read_table(anomalies, label_column=label_column), table.columns, anomalies))
+        if known[1].shape[1:] != rows.shape[1:]:
+            raise ValueError(f"{anomalies} has {known[1].shape[1]} columns, {data} has {rows.shape[1]}")
+    few = np.concatenate(known)
+    started = time.perf_counter()
+    detector = CycleDetector(rounds=rounds, random_state=seed, false_alarm_rate=false_alarm_rate, verbose=1)
+    detector.fit(rows, anomalies=few if len(few) else None)
+    for number, done in enumerate(detector.rounds_, 1):
+        kept = ", ".join(f"{count} {kind}" for kind, count in done["kept"].items())
+        judged = "".join(
+            f"; {name.replace('_', ' ')} {done[name]:+.4f}" for name in ("kind_gain", "known_gain") if name in done
+        )
+        console.print(f"round {number}, strength {done['strength']:.2f}: kept {kept}{judged}")
+    save_detector(detector, out, extra={"columns": table.columns, "detector": "cycle", "seed": seed, "rows": len(rows)})
+    console.print(
+        f"{detector.reason_}\n{len(rows)} normal rows, {len(few)} known anomalies, {time.perf_counter() - started:.1f} s; saved to "
+        f"{out}: score rows with jaxad score {out} FILE --out scores.csv"
+    )
+
+
+def generate(
+    model: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    count: int = 1000,
+    strength: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Make anomalies with a detector that ``jaxad cycle`` has saved, of all its kinds.
+
+    The .npz file holds X [count, columns] in the units of the data, y (ones), mask (what was changed), kind (in words), p (the conformal
+    p-value of each by that detector: small is severe) and a card (JSON: how they were made). ``jaxad`` reads it as a table.
+
+    Args:
+        model: folder written by ``jaxad cycle``.
+        out: .npz file, which must not exist.
+        count: anomalies in all.
+        strength: 1 is the middle of each kind's range.
+        seed: random seed.
+    """
+    import jaxad
+    from jaxad.detectors import CycleDetector
+    from jaxad.detectors.persistence import load_detector, load_extra
+    from jaxad.generation import Kind
+
+    if out.suffix != ".npz":
+        raise ValueError(f"--out is a .npz file, got {out}")
+    if out.exists():
+        raise FileExistsError(f"{out} exists; generated anomalies never replace a file: choose another name")
+    detector = load_detector(model)
+    if not isinstance(detector, CycleDetector):
+        raise ValueError(
+            f"{model} holds a {type(detector).__name__}, which generates nothing: make one with jaxad cycle"
+        )
+    made = detector.generate(count, seed=seed, strength=strength)
+    kinds = np.array([Kind(int(code)).name.lower() for code in made.kind])
+    p = detector.p_values(made.x)
+    extra = load_extra(model) or {}
+    card = {
+        **{
+            "jaxad": jaxad.__version__,
+            "count": count,
+            "strength": strength,
+            "seed": seed,
+            "columns": extra.get("columns"),
+        },
+        "severity": {kind: float(np.median(p[kinds == kind])) for kind in sorted(set(kinds))},
+    }
+    arrays = {"X": made.x, "y": np.ones(count, np.int64), "mask": np.asarray(made.mask), "kind": kinds, "p": p}
+    partial = out.with_name(f".{out.name}")
+    try:
+        np.savez_compressed(partial, **arrays, card=np.array(json.dumps(card)))
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    severity = ", ".join(f"{kind} {value:.3f}" for kind, value in card["severity"].items())
+    plain_console().print(f"{count} anomalies written to {out}; median p-value of each kind: {severity}")
+
+
 def export(model: Annotated[Path, tyro.conf.Positional], out: Path, licence: str | None = None) -> None:
     """Turn a saved detector into a bundle that scores with jax, numpy and flatbuffers alone (``jaxad.load_scorer``), on CPU, CUDA and TPU.
 
@@ -648,6 +761,8 @@ def main() -> None:
             {
                 "demo": demo,
                 "fit": fit,
+                "cycle": cycle,
+                "generate": generate,
                 "score": score,
                 "score-files": score_files,
                 "export": export,

@@ -1,13 +1,16 @@
 """The cycle: what is kept, how it is judged, and that it stands back where it does not help."""
 
 import doctest
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import jaxad
 
 from jaxad import cycle
+from jaxad.data import read_table
 from jaxad.detectors import CycleDetector, KNNDetector, MahalanobisDetector
 from jaxad.detectors import cycle as estimator
 from jaxad.detectors.persistence import load_detector, save_detector
@@ -27,6 +30,13 @@ def broken_rows(count, seed=1):
     rows = normal_rows(count, seed)
     rows[:, 2] = np.random.default_rng(seed + 1).permutation(rows[:, 2])
     return rows
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_rows():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimator, "GENERATED_ROWS", 350)
+        yield
 
 
 @pytest.mark.parametrize("module", [cycle, estimator], ids=["functions", "estimator"])
@@ -93,9 +103,9 @@ def test_it_reports_its_round(fitted):
 
 
 def test_no_gain_means_the_first_detector_to_the_bit():
-    """kNN of two Gaussian columns is as good as it gets; the guard alone decides, so it is set to refuse."""
-    detector = CycleDetector(KNNDetector(), rounds=1, num_steps=100)
-    rows, new = np.random.default_rng(0).normal(size=(150, 2)), np.random.default_rng(1).normal(size=(20, 2))
+    """Whatever the gain: a head that sees the generator is refused."""
+    detector = CycleDetector(KNNDetector(), rounds=1, num_steps=300)  # shapes that are compiled already
+    rows, new = normal_rows(400), broken_rows(30)
     calls = iter((0.9, 0.5))  # of the head, of the first detector
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cycle, "artefact", lambda *_: next(calls))
@@ -108,6 +118,7 @@ def test_no_gain_means_the_first_detector_to_the_bit():
     np.testing.assert_array_equal(detector.p_values(new), alone.p_values(new))
 
 
+@pytest.mark.slow
 def test_known_anomalies_teach_what_the_first_detector_cannot_see():
     """A blob inside a ring: the norm sees nothing there, the head is shown six of it."""
     rng = np.random.default_rng(0)
@@ -129,11 +140,11 @@ def test_known_anomalies_teach_what_the_first_detector_cannot_see():
 
 
 def test_generated_rows_are_in_the_units_of_the_data(fitted):
-    made = fitted.generate(70, seed=3)
-    assert made.x.shape == made.mask.shape == (70, 3)
+    made = fitted.generate(350, seed=3)
+    assert made.x.shape == made.mask.shape == (350, 3)
     assert set(np.asarray(made.kind)) == {0, 1, 3, 4, 5, 6, 7}
-    np.testing.assert_array_equal(made.x, fitted.generate(70, seed=3).x)
-    assert not np.array_equal(made.x, fitted.generate(70, seed=4).x)
+    np.testing.assert_array_equal(made.x, fitted.generate(350, seed=3).x)
+    assert not np.array_equal(made.x, fitted.generate(350, seed=4).x)
     # Where nothing was changed the rows are normal rows, but for the rounding of float32.
     kept = ~np.asarray(made.mask)
     assert kept.any()
@@ -175,3 +186,51 @@ def test_bad_settings_are_refused(fitted):
         fitted.generate(3)
     with pytest.raises(ValueError, match="no denoiser"):
         CycleDetector(KNNDetector()).fit(normal_rows(50)).generate(10)
+
+
+# --------------------------------------------------------------------------------------------------------------- command line
+
+
+def test_made_on_the_command_line_and_read_as_a_table(fitted, tmp_path, capsys):
+    save_detector(fitted, tmp_path / "model", extra={"columns": None})
+    out = tmp_path / "made.npz"
+    assert jaxad("generate", tmp_path / "model", "--out", out, "--count", "350", "--seed", "3") == 0
+    table = read_table(out)
+    np.testing.assert_array_equal(table.x, fitted.generate(350, seed=3).x)
+    assert table.y.all()
+    with np.load(out) as stored:
+        assert set(stored["kind"]) >= {"local", "dependency", "hard"}
+        assert stored["mask"].shape == (350, 3)
+        np.testing.assert_allclose(stored["p"], fitted.p_values(table.x))
+        card = json.loads(str(stored["card"]))
+    assert card["strength"] == 1.0
+    assert set(card["severity"]) == set(np.unique([Kind(int(k)).name.lower() for k in fitted.generate(350).kind]))
+    before = out.read_bytes()
+    assert jaxad("generate", tmp_path / "model", "--out", out) == 2
+    assert "never replace a file" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert jaxad("generate", tmp_path / "model", "--out", tmp_path / "weak.npz", "--strength", "-1") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.npz", "model"]
+
+
+def test_a_cycle_on_the_command_line_takes_labelled_rows_and_a_file(tmp_path, capsys):
+    rows, few = normal_rows(60), broken_rows(3)
+    labelled = np.column_stack([np.concatenate([rows, few]), np.repeat([0, 1], [60, 3])])
+    np.savetxt(tmp_path / "rows.csv", labelled, delimiter=",", header="a,b,c,bad", comments="")
+    np.savetxt(tmp_path / "more.csv", broken_rows(2, seed=9)[:, [2, 0, 1]], delimiter=",", header="c,a,b", comments="")
+    words = ("cycle", tmp_path / "rows.csv", "--label-column", "bad", "--out", tmp_path / "model")
+    assert jaxad(*words, "--anomalies", tmp_path / "more.csv") == 2  # it has no column of labels
+    np.savetxt(
+        tmp_path / "more.csv",
+        np.column_stack([broken_rows(2, seed=9)[:, [2, 0, 1]], [1, 1]]),
+        delimiter=",",
+        header="c,a,b,bad",
+        comments="",
+    )
+    assert jaxad(*words, "--anomalies", tmp_path / "more.csv") == 0
+    said = capsys.readouterr().out
+    assert "the cycle needs 100 normal rows, got 60" in said
+    assert "60 normal rows, 5 known anomalies" in said
+    assert isinstance(load_detector(tmp_path / "model"), CycleDetector)
+    assert jaxad("generate", tmp_path / "model", "--out", tmp_path / "made.npz") == 2
+    assert "no denoiser" in capsys.readouterr().err
