@@ -53,7 +53,7 @@ def run(config: Config) -> list[dict]:
     for dataset in sets[: config.num_sets]:
         for seed in config.seeds:
             if (dataset.name, seed) not in done:
-                append(config, {"dataset": dataset.name, "seed": seed, **cell(config, dataset, seed)})
+                append(config.out, {"dataset": dataset.name, "seed": seed, **cell(config, dataset, seed)})
     records = read(config.out)
     show(records)
     return records

@@ -48,7 +48,7 @@ def run(config: Config) -> list[dict]:
     makers = {name: calibrated(make) for name, make in choose(config.detectors, DETECTORS).items()}
     done = {(row["dataset"], row["detector"], row["seed"]) for row in read(config.out)}
     if ("simulated", "gaussian", config.repetitions) not in done:
-        append(config, simulated(config))
+        append(config.out, simulated(config))
     names = [data.adbench_name(name) for name in config.datasets] or [
         name for name in data.adbench_names(config.data_dir) if name in data.ADBENCH_GROUPS["Classical"]
     ]
@@ -107,11 +107,11 @@ def simulated(config: Config) -> dict:
     return {"dataset": "simulated", "detector": "gaussian", "seed": config.repetitions, **means}
 
 
-def append(config: Config, row: dict) -> None:
+def append(out: Path, row: dict) -> None:
     """One record."""
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
-    with config.out.open("a", encoding="utf-8") as file:
+    with out.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**rounded, "commit": current_commit()}) + "\n")
 
 

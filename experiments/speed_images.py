@@ -115,7 +115,7 @@ def our_tasks(network, x, num_levels):
     step = jax.jit(
         lambda state, rows: training.train_step(state, rows, schedule, loss=loss, optimizer=optimizer), donate_argnums=0
     )
-    state = [training.init_state(jax.random.key(0), network, optimizer, x[:1], np.zeros(1, np.float32))]
+    state = [training.init_state(jax.random.key(0), network, optimizer, x[:1], jnp.zeros(1))]
     score = jax.jit(
         lambda params, rows: scoring.reconstruction_error(
             jax.random.key(0), make_denoiser(network, params, noise.NOISE), rows, levels, memory_budget=rows.nbytes

@@ -6,7 +6,6 @@ came back from noise must look normal to it (``artefact``).
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from jaxad.generation import Generated, Kind
 from jaxad.generation.generated import walked
 from jaxad.metrics import auroc
 from jaxad.noise import NoiseLevel
+from jaxad.sampling import fixed_small
 
 BAND = (0.001, 0.05)
 """p-values of what is hard but not normal."""
@@ -74,7 +74,7 @@ def generators(
         tempering = between(0.05, 0.4)(strength_key, rows)
         return generation.low_density(made_key, denoise, rows, PATH, variance=variance, strength=tempering)
 
-    made = {
+    made: dict[Kind, Callable[[Array, Array], Generated]] = {
         Kind.LOCAL: local,
         Kind.LOW_DENSITY: low_density,
         Kind.CLUSTER: lambda key, rows: generation.cluster_anomalies(
@@ -86,16 +86,9 @@ def generators(
         made[Kind.DEPENDENCY] = lambda key, rows: generation.dependency_anomalies(key, denoise, rows, PATH)
         made[Kind.POINT] = lambda key, rows: generation.point_anomalies(key, rows, strength=0.3 * strength)
     if score is not None:
-        made[Kind.HARD] = partial(
-            generation.detector_guided,
-            denoise=denoise,
-            levels=PATH,
-            score=score,
-            calibration_scores=calibration_scores,
-            variance=variance,
+        made[Kind.HARD] = lambda key, rows: generation.detector_guided(
+            key, denoise, rows, PATH, score=score, calibration_scores=calibration_scores, variance=variance
         )
-        hard = made[Kind.HARD]
-        made[Kind.HARD] = lambda key, rows: hard(key, x=rows)
     return made
 
 
@@ -277,8 +270,6 @@ def reconstructed(
     key: Array, denoise: Denoise, normals: Float[Array, "rows features"], levels: NoiseLevel = SHORT_PATH
 ) -> Float[Array, "rows features"]:
     """Normal rows noised a little and brought back: normal, but made by the generator."""
-    from jaxad.sampling import fixed_small
-
     return walked(key, denoise, normals, levels, fixed_small)
 
 

@@ -43,21 +43,23 @@ def _errors(params, key, rows, *, network, prediction):
 def _generate(params, key, rows, normals, strength, *, network, prediction, guided):
     denoise = make_denoiser(network, params, prediction)
     variance_key, score_key, made_key = jax.random.split(key, 3)
-    score = calibrating = None
-    if guided:
 
-        def score(rows):
-            errors = scoring.denoising_error(score_key, denoise, rows, FEATURE_LEVELS.to(rows.dtype))
-            return jnp.mean(jnp.log(errors + 1e-6), axis=0)
+    def score(rows):
+        errors = scoring.denoising_error(score_key, denoise, rows, FEATURE_LEVELS.to(rows.dtype))
+        return jnp.mean(jnp.log(errors + 1e-6), axis=0)
 
-        calibrating = score(normals)
-    made = cycle.generators(denoise, normals, variance_key, strength, score=score, calibration_scores=calibrating)
+    guide = {"score": score, "calibration_scores": score(normals)} if guided else {}
+    made = cycle.generators(denoise, normals, variance_key, strength, **guide)
     return several(made_key, rows, list(made.values()))
 
 
 @partial(jax.jit, static_argnames=("network", "prediction"))
 def _reconstructed(params, key, rows, *, network, prediction):
     return cycle.reconstructed(key, make_denoiser(network, params, prediction), rows)
+
+
+def _fresh(detector) -> Any:
+    return clone(detector)
 
 
 _train_heads = jax.jit(cycle.train_heads)
@@ -120,7 +122,7 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         base: Any = ConsensusDetector(random_state=0) if self.detector is None else self.detector
         self.rounds_, self.accepted_ = [], False
-        self.first_ = clone(base).fit(X)
+        self.first_ = _fresh(base).fit(X)
         if not hasattr(self.first_, "calibration_scores_"):
             raise ValueError(
                 f"the cycle needs the scores of held-out normal rows, which {type(base).__name__} does not keep; "
@@ -163,7 +165,7 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
     def _cycle(self, X, few, base, rng):
         order = rng.permutation(len(X))
         held_out, train = X[order[: len(X) // 5]], X[order[len(X) // 5 :]]
-        inner = clone(base).fit(train)
+        inner = _fresh(base).fit(train)
         self.denoiser_ = DiffusionDetector(
             MLP(width=128, depth=3),
             schedule=noise.log_uniform(256, sigma_min=0.03, sigma_max=20.0),

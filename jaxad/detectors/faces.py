@@ -48,12 +48,15 @@ class PyODDetector(BaseEstimator):
             raise ValueError(
                 f"contamination is a share of the training rows between 0 and 0.5, got {self.contamination}"
             )
-        self.detector_ = clone(self.detector).fit(X)
+        self.detector_ = self._unfitted().fit(X)
         X = np.asarray(X)
         self.decision_scores_ = np.empty(len(X))
         for learned, left_out in KFold(self.cv, shuffle=True, random_state=0).split(X):
-            self.decision_scores_[left_out] = -clone(self.detector).fit(X[learned]).score_samples(X[left_out])
+            self.decision_scores_[left_out] = -self._unfitted().fit(X[learned]).score_samples(X[left_out])
         return self
+
+    def _unfitted(self) -> Any:
+        return clone(self.detector)
 
     @property
     def threshold_(self) -> float:

@@ -340,7 +340,7 @@ def _build(content: Any, arrays: dict[str, np.ndarray]) -> Any:
         transformer = _build_one(step, step["class"], TRANSFORMERS, own)
         if type(transformer) is SimpleImputer:
             # Asked for when it transforms, and no public attributes.
-            transformer._fit_dtype = transformer._fill_dtype = transformer.statistics_.dtype
+            transformer._fit_dtype = transformer._fill_dtype = np.asarray(transformer.statistics_).dtype
         steps.append((str(step["name"]), transformer))
     last = content["last"]
     return Pipeline([*steps, (str(last["name"]), _build_one(last, last["class"], DETECTORS, arrays))])
