@@ -63,7 +63,7 @@ def run(config: Config) -> list[dict]:
                     p = make(seed).fit(split.train).p_values(split.test)
                     size = {"num_train": len(split.train), "num_test": len(split.test)}
                     append(
-                        config,
+                        config.out,
                         {
                             "dataset": name,
                             "detector": detector,
