@@ -266,6 +266,18 @@ def kind_gains(
     return gains
 
 
+def sure_gain(gains: Mapping[str, float]) -> float:
+    """Their mean, less twice its standard error over the kinds: a gain that a single kind makes is none.
+
+    Stricter than METHODS 11.7, which asks for a mean above 0: on real tables means of .001 to .009 were followed by losses.
+
+    >>> round(sure_gain({"local": 0.02, "point": 0.01, "global": 0.03}), 4), round(sure_gain({"local": 0.0, "point": 0.1}), 4)
+    (0.0085, -0.05)
+    """
+    values = np.array(list(gains.values()))
+    return float(values.mean() - 2 * values.std(ddof=1) / np.sqrt(len(values)))
+
+
 def reconstructed(
     key: Array, denoise: Denoise, normals: Float[Array, "rows features"], levels: NoiseLevel = SHORT_PATH
 ) -> Float[Array, "rows features"]:

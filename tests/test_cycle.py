@@ -98,6 +98,7 @@ def test_it_reports_its_round(fitted):
     assert row["strength"] == 1.0
     assert set(row["kept"]) == {Kind(code).name.lower() for code in (0, 1, 3, 4, 5, 6, 7)}
     assert all(-1 <= gain <= 1 for gain in (*row["gains"].values(), row["kind_gain"], row["known_gain"]))
+    assert row["sure_gain"] <= row["kind_gain"] == pytest.approx(np.mean(list(row["gains"].values())))
     assert 0 <= row["artefact"] <= 1
     assert ("adds" in fitted.reason_) == fitted.accepted_
 

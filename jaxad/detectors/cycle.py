@@ -74,7 +74,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
     to tell them from normal rows, on the rows and their denoising errors. The head is judged on whole *kinds* of anomalies that it has
     not seen; where a few real anomalies are given, on those left out in turns instead. If the gain is not there, or if the head has
     learned to see the generator (it tells *reconstructed* normal rows from the rows), the cycle **fails closed**: scores are those of the
-    first detector fitted alone, and ``reason_`` says why. Else a score is the mean of both on a common scale. METHODS 11.7.
+    first detector fitted alone, and ``reason_`` says why; a gain on kinds counts as far as it exceeds
+    twice its standard error. Else a score is the mean of both on a common scale. METHODS 11.7.
 
     Args:
         detector: the first detector; anything of ``jaxad`` that keeps ``calibration_scores_``; None: ``ConsensusDetector``.
@@ -224,7 +225,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             )
             each = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), heads) for i in range(len(member_weights))]
             head_normals = np.stack([self._logits(head, head_normals_features) for head in each])
-            head_made = np.stack([self._logits(head, self._features(x)) for head in each[: 1 + len(kinds)]])
+            made_features = self._features(x)
+            head_made = np.stack([self._logits(head, made_features) for head in each[: 1 + len(kinds)]])
             gains = cycle.kind_gains(
                 {code: 1 + i for i, code in enumerate(kinds)},
                 made.kind,
@@ -234,8 +236,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
                 head_normals,
                 head_made,
             )
-            gain = float(np.mean(list(gains.values())))
-            row |= {"gains": gains, "kind_gain": gain}
+            gain = cycle.sure_gain(gains)
+            row |= {"gains": gains, "kind_gain": float(np.mean(list(gains.values()))), "sure_gain": gain}
             if folds:
                 gain = row["known_gain"] = self._gain_on_known(
                     few,
