@@ -81,6 +81,7 @@ def make(params, learned):
     )
 
 
+@pytest.mark.slow
 def test_examples():
     result = doctest.testmod(few_shot)
     assert result.attempted

@@ -103,6 +103,7 @@ def test_the_looks_alone_score_without_a_denoiser():
         detector.denoiser()
 
 
+@pytest.mark.slow
 def test_the_range_and_type_of_pixels_do_not_matter():
     as_bytes = ImageDetector(maps=False).fit(NORMAL).score_samples(BAD)
     as_floats = ImageDetector(maps=False).fit(NORMAL / np.float32(255)).score_samples(BAD / np.float32(255))

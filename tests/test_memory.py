@@ -250,7 +250,7 @@ def test_without_donation_there_are_two_states():
     assert peak_bytes(step, *arguments) - peak_bytes(step, *arguments, donate_argnums=0) > 0.5 * state
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "unet")) for name in NETWORKS])
 def test_the_need_grows_linearly_with_the_batch_and_the_line_is_never_below_it(name):
     network, sample_shape = NETWORKS[name]
     needed = needed_by(network, sample_shape, 256)

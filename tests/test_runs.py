@@ -150,6 +150,7 @@ def test_training_from_files_reads_on_where_it_stopped(tmp_path, monkeypatch):
     np.testing.assert_array_equal(resumed.score_samples(PictureFiles(folder)), whole.score_samples(PICTURES))
 
 
+@pytest.mark.slow
 def test_cut_over_devices_and_resumed_on_others(tmp_path, monkeypatch):
     """To rounding: devices add up in another order."""
     if jax.device_count() < 8:

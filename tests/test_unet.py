@@ -267,7 +267,9 @@ def test_half_precision_is_inside_only(build, dtype):
         assert {str(kind) for name, kind in captured.items() if part in name} <= {"float32"}, part
 
 
-@every_network
+@pytest.mark.parametrize(
+    "build", [NETWORKS["dit"], pytest.param(NETWORKS["unet"], marks=pytest.mark.slow)], ids=["dit", "unet"]
+)
 def test_recomputation_changes_no_number_and_no_name(build):
     x = random(1, (4, 8, 8, 3))
     plain, remat = build(), build(remat=True)
