@@ -514,7 +514,6 @@ def generate(
         strength: 1 is the middle of each kind's range.
         seed: random seed.
     """
-    import jaxad
     from jaxad.detectors import CycleDetector
     from jaxad.detectors.persistence import load_detector, load_extra
     from jaxad.generation import Kind
