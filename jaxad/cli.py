@@ -533,7 +533,7 @@ def generate(
     extra = load_extra(model) or {}
     card = {
         **{
-            "jaxad": jaxad.__version__,
+            "jaxad": version("jaxad"),
             "count": count,
             "strength": strength,
             "seed": seed,
