@@ -1,6 +1,7 @@
 """Scoring files of any length: the numbers of one call, memory of a piece, taken up where it stopped."""
 
 import csv
+import gc
 import io
 import os
 import tracemalloc
@@ -161,6 +162,10 @@ def test_memory_is_that_of_a_piece(tmp_path, kind):
             write_records(path, x)
         else:
             np.savetxt(path, x, delimiter=",", header=",".join("abcdefgh"), comments="", fmt="%.3f")
+        score_file(
+            Free(), path, tmp_path / "scores.csv", rows=1_000
+        )  # what is imported or made once is no memory of rows
+        gc.collect()
         tracemalloc.start()
         score_file(Free(), path, tmp_path / "scores.csv", rows=1_000)
         peaks.append(tracemalloc.get_traced_memory()[1])
