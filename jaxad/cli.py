@@ -522,6 +522,8 @@ def generate(
         raise ValueError(f"--out is a .npz file, got {out}")
     if out.exists():
         raise FileExistsError(f"{out} exists; generated anomalies never replace a file: choose another name")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out} cannot be written: expected the name of a file in a folder that exists")
     detector = load_detector(model)
     if not isinstance(detector, CycleDetector):
         raise ValueError(

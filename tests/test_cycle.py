@@ -1,5 +1,6 @@
 """The cycle: what is kept, how it is judged, and that it stands back where it does not help."""
 
+import copy
 import doctest
 import json
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import jaxad
+from sklearn.ensemble import IsolationForest
 
 from jaxad import cycle
 from jaxad.data import read_table
@@ -181,6 +183,13 @@ def test_bad_anomalies_are_refused_before_anything_is_fitted(anomalies, message)
 def test_bad_settings_are_refused(fitted):
     with pytest.raises(ValueError, match="rounds"):
         CycleDetector(rounds=0).fit(normal_rows(200))
+    unfit = CycleDetector(IsolationForest())
+    with pytest.raises(ValueError, match="IsolationForest does not keep"):
+        unfit.fit(normal_rows(200))
+    assert not hasattr(unfit, "first_")
+    again = copy.copy(fitted).set_params(detector=KNNDetector()).fit(normal_rows(50))
+    with pytest.raises(ValueError, match="no denoiser"):
+        again.generate(10)
     with pytest.raises(ValueError, match="strength"):
         fitted.generate(10, strength=0.0)
     with pytest.raises(ValueError, match="at least one row for each"):
@@ -206,6 +215,7 @@ def test_made_on_the_command_line_and_read_as_a_table(fitted, tmp_path, capsys):
         card = json.loads(str(stored["card"]))
     assert card["strength"] == 1.0
     assert set(card["severity"]) == set(np.unique([Kind(int(k)).name.lower() for k in fitted.generate(350).kind]))
+    assert jaxad("generate", tmp_path / "model", "--out", tmp_path / "absent" / "made.npz") == 2
     before = out.read_bytes()
     assert jaxad("generate", tmp_path / "model", "--out", out) == 2
     assert "never replace a file" in capsys.readouterr().err

@@ -122,13 +122,14 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             check_examples(few, X)
         rng = check_random_state(self.random_state)
         base: Any = ConsensusDetector(random_state=0) if self.detector is None else self.detector
-        self.rounds_, self.accepted_ = [], False
-        self.first_ = _fresh(base).fit(X)
-        if not hasattr(self.first_, "calibration_scores_"):
+        if not isinstance(base, ThresholdMixin):
             raise ValueError(
                 f"the cycle needs the scores of held-out normal rows, which {type(base).__name__} does not keep; "
                 "take a detector of jaxad"
             )
+        self.rounds_, self.accepted_ = [], False
+        vars(self).pop("denoiser_", None)  # of an earlier fit
+        self.first_ = _fresh(base).fit(X)
         if len(X) < FEWEST_ROWS:
             self.reason_ = f"the cycle needs {FEWEST_ROWS} normal rows, got {len(X)}: the first detector stands alone"
         else:
