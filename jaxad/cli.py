@@ -164,7 +164,7 @@ def fit(
         raise ValueError("--tensorboard writes its curves to the run directory: name one with --run-dir")
     run = None if run_dir is None else RunDirectory(run_dir, save_minutes, tensorboard=tensorboard)
     settings = {"random_state": seed, "false_alarm_rate": false_alarm_rate, "run_dir": run}
-    with where.joined():
+    with where.joined(), exit_on_user_error():
         if data.is_dir():
             reading = {"size": size, "fit": "crop" if crop else "resize", "channels": channels}
             settings |= {"maps": maps, "num_steps": num_steps}
@@ -744,7 +744,7 @@ def exit_on_user_error() -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"jaxad: {message}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2) from error
     except RunStopped as stopped:
         print(f"jaxad: {stopped}", file=sys.stderr)
         raise

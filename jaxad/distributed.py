@@ -186,9 +186,10 @@ class _Watch:
 
     def __exit__(self, kind, error, trace) -> None:
         if error is not None:
-            if any(word in str(error).lower() for word in _COLLECTIVE) and not isinstance(error, SystemExit):
+            why = error.__cause__ or error  # the cause of an exit is what the others want to hear
+            if any(word in str(why).lower() for word in _COLLECTIVE) and not isinstance(why, SystemExit):
                 time.sleep(self.timeout + 4 * self.pause)  # another process has ended: _listen will find out which
-            self._leave(error)
+            self._leave(why, getattr(error, "code", 1))
             return
         self.client.wait_at_barrier("jaxad/finished", _A_DAY)
         self._ended.set()
@@ -196,12 +197,11 @@ class _Watch:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         jax.distributed.shutdown()
 
-    def _leave(self, error: BaseException) -> None:
+    def _leave(self, why: BaseException, code: object) -> None:
         """Tell the others why, and see to it that nobody waits for this process, nor this process for them."""
         self._ended.set()
         with contextlib.suppress(RuntimeError, ValueError):  # the coordinator may be gone
-            self.client.key_value_set(f"{_LEFT}{self.me}", f"{type(error).__name__}: {error}"[:500])
-        code = getattr(error, "code", 1)
+            self.client.key_value_set(f"{_LEFT}{self.me}", f"{type(why).__name__}: {why}"[:500])
         atexit.register(_vanish, code if isinstance(code, int) else 1)
         if self.me == 0:  # the others hear of it through the service in this process
             time.sleep(3 * self.pause)

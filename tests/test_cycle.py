@@ -84,8 +84,10 @@ def test_a_head_learns_what_it_is_shown_and_a_left_out_kind_is_not_shown():
 
 
 def test_gain_is_the_difference_of_two_areas():
-    assert cycle.gain([0, 1], [0.5, 2], [0, 0], [5, 5]) == pytest.approx(1 - 0.75)
-    assert cycle.gain([0, 1], [0.5, 2], [0, 9], [0, 0]) < 0
+    assert cycle.gain(np.array([[0, 1], [0, 0]]), np.array([[0.5, 2], [5, 5]])) == pytest.approx(1 - 0.75)
+    assert cycle.gain(np.array([[0, 1], [0, 9]]), np.array([[0.5, 2], [0, 0]])) < 0
+    # What was trusted before counts in both: here it finds everything already.
+    assert cycle.gain(np.array([[0, 1], [0, 0], [0, 0]]), np.array([[0.5, 2], [9, 9], [1, 1]])) == 0
     assert cycle.artefact(np.zeros(5), np.ones(5)) == 1.0
 
 
@@ -102,7 +104,34 @@ def test_it_reports_its_round(fitted):
     assert all(-1 <= gain <= 1 for gain in (*row["gains"].values(), row["kind_gain"], row["known_gain"]))
     assert row["sure_gain"] <= row["kind_gain"] == pytest.approx(np.mean(list(row["gains"].values())))
     assert 0 <= row["artefact"] <= 1
-    assert ("adds" in fitted.reason_) == fitted.accepted_
+    assert fitted.accepted_ == (hasattr(fitted, "direction_") or hasattr(fitted, "head_"))
+    assert fitted.reason_.endswith("the first detector stands alone") != fitted.accepted_
+
+
+def test_the_direction_to_known_anomalies_is_taken_where_it_helps_those_left_out():
+    """Large in the first two columns is wrong, and as far from the middle as many a normal row."""
+    rng = np.random.default_rng(0)
+    wrong = rng.normal(size=(60, 8)) * 0.5 + [2, 2, *[0] * 6]
+    rows = rng.normal(size=(400, 8))
+    detector = CycleDetector(MahalanobisDetector(), rounds=1, num_steps=300).fit(rows, anomalies=wrong[:5])
+    assert detector.known_gain_ > 0.1
+    assert detector.direction_[:2].min() > 2 * np.abs(detector.direction_[2:8]).max()
+    new = np.concatenate([rng.normal(size=(300, 8)), wrong[5:]])
+    labels = np.repeat([0, 1], [300, 55])
+    before, after = (auroc(labels, -d.score_samples(new)) for d in (detector.first_, detector))
+    assert after > before + 0.1
+
+
+@pytest.mark.parametrize(
+    ("gains", "kept"), [((-0.01, 0.02, -0.02, 0.03, -0.03), True), ((-0.02, -0.01, -0.03, -0.02, -0.02), False)]
+)
+def test_a_direction_that_harms_those_left_out_for_certain_is_not_taken(monkeypatch, gains, kept):
+    monkeypatch.setattr(estimator._Known, "gains", lambda *_: list(gains))
+    rows, few = normal_rows(400), broken_rows(6)
+    detector = CycleDetector(MahalanobisDetector(), rounds=1, num_steps=300).fit(rows, anomalies=few)
+    assert detector.known_gain_ == pytest.approx(np.mean(gains))
+    assert hasattr(detector, "direction_") == kept
+    assert ("is kept" in detector.reason_) == kept
 
 
 def test_no_gain_means_the_first_detector_to_the_bit():

@@ -212,6 +212,27 @@ def test_a_run_directory_in_use_is_refused_to_the_whole_job(together, tmp_path):
 # --------------------------------------------------------------------------------------------------------------------- mistakes
 
 
+@pytest.mark.slow
+def test_what_the_user_can_mend_ends_every_process_of_the_command_with_2(tmp_path):
+    np.save(tmp_path / "rows.npy", np.full((50, 2), np.nan))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "jaxad.cli", "fit", str(tmp_path / "rows.npy"), "--out", str(tmp_path / "model")]
+    command += ["--detector", "ddpm", "--coordinator", address, "--processes", "2", "--process-id"]
+    started = [
+        subprocess.Popen(
+            [*command, str(i)], env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    for process in started:
+        told = process.communicate(timeout=120)[1]
+        assert process.returncode == 2, told
+        assert "NaN" in told
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "told"),
     [

@@ -1,7 +1,8 @@
 """The cycle as an estimator: a detector, and a head trained on generated anomalies where that is shown to help."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,78 @@ def _reconstructed(params, key, rows, *, network, prediction):
 
 def _fresh(detector) -> Any:
     return clone(detector)
+
+
+class _Rows(NamedTuple):
+    """What is known of some rows: the first detector's score on its scale, larger = more anomalous, and the features for the rest."""
+
+    first: np.ndarray
+    features: np.ndarray
+
+    def take(self, which) -> "_Rows":
+        return _Rows(self.first[which], self.features[which])
+
+
+class _Part(NamedTuple):
+    """A score of features beside the first detector's, and its scale among normal rows that it was not fitted on."""
+
+    score: Callable[[Any], np.ndarray]
+    scale: cycle.Scale
+
+    @classmethod
+    def of(cls, score, stage: "_Stage") -> "_Part":
+        return cls(score, cycle.Scale.fit(score(stage.held_out.features)))
+
+    def __call__(self, features) -> np.ndarray:
+        return self.scale(self.score(features))
+
+
+def _scores(rows: _Rows, parts) -> np.ndarray:
+    """``[1 + parts, rows]``, all on one scale; their mean is the score."""
+    return np.stack([rows.first, *(part(rows.features) for part in parts)])
+
+
+def _along(direction, features):
+    return features @ direction
+
+
+class _Stage(NamedTuple):
+    """What every round needs of the normal rows, most of which the first detector and the denoiser were fitted on."""
+
+    normals: np.ndarray  # standardised, those fitted on
+    features: np.ndarray  # of these
+    held_out: _Rows
+    calibration: np.ndarray  # the first detector's scores of rows it was not fitted on
+    seen: Callable[[np.ndarray], _Rows]
+
+
+class _Found(NamedTuple):
+    gain: float
+    head: Any
+    part: _Part
+
+
+class _Known(NamedTuple):
+    """Known anomalies, the folds to leave out in turns, and for each fold the trusted parts that were made without it."""
+
+    rows: np.ndarray
+    seen: _Rows
+    folds: list[np.ndarray]
+    trusted: list[list[_Part]]
+
+    @classmethod
+    def of(cls, rows, stage: _Stage) -> "_Known":
+        count = min(ANOMALY_FOLDS, len(rows))
+        folds = [np.arange(len(rows))[i::count] for i in range(count)] if count > 1 else []
+        return cls(rows, stage.seen(rows), folds, [[] for _ in folds])
+
+    def gains(self, stage: _Stage, left_out: list[_Part]) -> list[float]:
+        """For every known anomaly, what the part that was made without it adds."""
+        found = []
+        for fold, trusted, part in zip(self.folds, self.trusted, left_out, strict=True):
+            normal = _scores(stage.held_out, (*trusted, part))
+            found += [cycle.gain(normal, _scores(self.seen.take([i]), (*trusted, part))) for i in fold]
+        return found
 
 
 _train_heads = jax.jit(cycle.train_heads)
@@ -127,8 +200,9 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
                 f"the cycle needs the scores of held-out normal rows, which {type(base).__name__} does not keep; "
                 "take a detector of jaxad"
             )
-        self.rounds_, self.accepted_ = [], False
-        vars(self).pop("denoiser_", None)  # of an earlier fit
+        self.rounds_, self.accepted_, self.known_gain_ = [], False, None
+        for name in ("denoiser_", "direction_", "head_"):  # of an earlier fit
+            vars(self).pop(name, None)
         self.first_ = _fresh(base).fit(X)
         if len(X) < FEWEST_ROWS:
             self.reason_ = f"the cycle needs {FEWEST_ROWS} normal rows, got {len(X)}: the first detector stands alone"
@@ -144,8 +218,13 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         first = self.first_.score_samples(X)
         if not self.accepted_:
             return first
-        logits = self._logits(self.head_, self._features(X))
-        return -0.5 * (cycle.Scale(*self.first_scale_)(-first) + cycle.Scale(*self.head_scale_)(logits))
+        parts = []
+        if hasattr(self, "direction_"):
+            parts.append(_Part(partial(_along, self.direction_), cycle.Scale(*self.direction_scale_)))
+        if hasattr(self, "head_"):
+            parts.append(_Part(partial(self._logits, self.head_), cycle.Scale(*self.head_scale_)))
+        seen = _Rows(cycle.Scale(*self.first_scale_)(-first), self._features(X))
+        return -_scores(seen, parts).mean(axis=0)
 
     def generate(self, count: int, *, seed: int = 0, strength: float = 1.0) -> Generated:
         """``count`` anomalies of the kinds of the cycle, in the columns' own units, unfiltered; ``[count, features]``, numpy arrays.
@@ -159,12 +238,54 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             raise ValueError(f"a strength lies in (0, 10], 1 is the middle of each kind's range, got {strength}")
         rows = jnp.asarray(np.resize(self.normals_, (count, self.n_features_in_)))
         made = self._made(jax.random.key(seed), rows, strength)
-        scale = self.denoiser_.standardiser_
-        return made._replace(x=np.asarray(made.x, np.float64) * scale.scale + scale.mean)
+        return made._replace(x=self._in_units(np.asarray(made.x)))
 
     # ------------------------------------------------------------------------------------------------------------ in fit
 
     def _cycle(self, X, few, base, rng):
+        stage = self._stage(X, base, rng)
+        key = jax.random.key(rng.randint(2**31 - 1))
+        known = None if few is None else _Known.of(few, stage)
+        trusted = () if known is None else self._learn_direction(stage, known)
+        strength, last, best, judges = 1.0, -np.inf, None, ()
+        for number in range(self.rounds):
+            key, round_key = jax.random.split(key)
+            found = self._round(stage, known, trusted, judges, strength, round_key)
+            if found is None:
+                break
+            row = self.rounds_[-1]
+            clean = row["artefact"] <= max(MOST_ARTEFACT, row["artefact_first"] + 0.1)
+            if clean and (best is None or found.gain > best[0].gain):
+                best = found, number
+            if found.gain < last + LEAST_GAIN:
+                break
+            last, strength = found.gain, cycle.adjusted(strength, row["c2st"])
+            if best is not None:
+                judges = (*trusted, best[0].part)
+        if best is not None and best[0].gain > 0:
+            found, number = best
+            self.head_, self.head_scale_ = found.head, tuple(found.part.scale)
+            trusted = (*trusted, found.part)
+            reason = f"round {number + 1} adds {found.gain:.4f} to the AUROC on anomalies that the head has not seen"
+        elif best is not None:
+            reason = f"a head adds nothing on anomalies that it has not seen ({best[0].gain:.4f})"
+        elif "artefact" in self.rounds_[-1]:
+            reason = "the head tells reconstructed normal rows from the rows themselves: it has learned the generator"
+        else:
+            reason = f"fewer than two kinds of anomalies were hard and new in round {len(self.rounds_)}"
+        if self.known_gain_ is not None:
+            verdict = "kept" if hasattr(self, "direction_") else "left out"
+            reason = f"the direction to the known anomalies adds {self.known_gain_:.4f} on those left out and is {verdict}; {reason}"
+        self.accepted_ = bool(trusted)
+        if trusted:
+            self.first_scale_ = tuple(cycle.Scale.fit(-self.first_.calibration_scores_))
+            self._calibrate_on(-_scores(stage.held_out, trusted).mean(axis=0))
+        else:
+            reason += ": the first detector stands alone"
+        self.reason_ = reason
+
+    def _stage(self, X, base, rng) -> "_Stage":
+        """A fifth of the rows set aside, and the detector and the denoiser of the others."""
         order = rng.permutation(len(X))
         held_out, train = X[order[: len(X) // 5]], X[order[len(X) // 5 :]]
         inner = _fresh(base).fit(train)
@@ -175,159 +296,118 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             random_state=rng.randint(2**31 - 1),
             verbose=self.verbose,
         ).fit(train)
-        key = jax.random.key(rng.randint(2**31 - 1))
-        standardise = self.denoiser_.standardiser_
         train, held_out = train[:MOST_ROWS], held_out[:MOST_ROWS]
-        self.normals_ = standardise(held_out)
-        normals = standardise(train)
+        self.normals_ = self.denoiser_.standardiser_(held_out)
+        normals = self.denoiser_.standardiser_(train)
         errors = np.log(self._errors(normals) + 1e-6)
         self.error_mean_, self.error_scale_ = errors.mean(axis=1), errors.std(axis=1) + 1e-6
-        features = self._features(train)
-        first_normals = -inner.score_samples(held_out)
-        first_scale = cycle.Scale.fit(-inner.calibration_scores_)
-        search = NearestNeighbors(n_neighbors=1).fit(normals)
-        usual = NearestNeighbors(n_neighbors=2).fit(normals).kneighbors(normals)[0][:, 1]
-        head_normals_features = self._features(held_out)
+        scale = cycle.Scale.fit(-inner.calibration_scores_)
 
-        strength, best, last = 1.0, None, -np.inf
-        judge = inner.score_samples
-        judged_normals = inner.calibration_scores_
-        for number in range(self.rounds):
-            key, made_key, mix_key, head_key, back_key = jax.random.split(key, 5)
-            made = jax.tree.map(
-                np.asarray,
-                self._made(made_key, jnp.asarray(np.resize(normals, (GENERATED_ROWS, X.shape[1]))), strength),
-            )
-            x = made.x.astype(np.float64) * standardise.scale + standardise.mean
-            p = calibration.p_values(judged_normals, judge(x))
-            kept = cycle.keep(p, search.kneighbors(made.x)[0][:, 0], usual, made.kind)
-            weights = cycle.balance(made.kind, kept)
-            kinds = sorted({int(code) for code in made.kind[weights > 0]})
-            row: dict[str, Any] = {
-                "strength": float(strength),
-                "kept": {
-                    Kind(code).name.lower(): int((kept & (made.kind == code)).sum()) for code in np.unique(made.kind)
-                },
-            }
-            self.rounds_.append(row)
-            if len(kinds) < 2:
-                self.reason_ = f"fewer than two kinds of anomalies were hard and new in round {number + 1}"
-                break
-            accuracy = quality.c2st(normals[:300], made.x[weights > 0][:300], random_state=0).accuracy
-            row["c2st"] = accuracy
-            # Member 0 learns from all; each other one without a kind, or without some of the known anomalies.
-            members = [weights, *(np.where(made.kind == code, 0.0, weights) for code in kinds)]
-            rows, member_weights, folds = self._with_known(x, members, few, train, standardise, mix_key)
-            heads = _train_heads(
-                head_key,
-                jnp.asarray(features),
-                jnp.asarray(self._features(rows)),
-                jnp.asarray(member_weights, jnp.float32),
-            )
-            each = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), heads) for i in range(len(member_weights))]
-            head_normals = np.stack([self._logits(head, head_normals_features) for head in each])
-            made_features = self._features(x)
-            head_made = np.stack([self._logits(head, made_features) for head in each[: 1 + len(kinds)]])
-            gains = cycle.kind_gains(
-                {code: 1 + i for i, code in enumerate(kinds)},
-                made.kind,
-                weights > 0,
-                first_scale(first_normals),
-                first_scale(-inner.score_samples(x)),
-                head_normals,
-                head_made,
-            )
-            gain = cycle.sure_gain(gains)
-            row |= {"gains": gains, "kind_gain": float(np.mean(list(gains.values()))), "sure_gain": gain}
-            if folds:
-                gain = row["known_gain"] = self._gain_on_known(
-                    few,
-                    folds,
-                    each[1 + len(kinds) :],
-                    head_normals[1 + len(kinds) :],
-                    first_scale,
-                    first_normals,
-                    inner,
-                )
-            back = np.asarray(
-                _reconstructed(self.denoiser_.params_, back_key, jnp.asarray(self.normals_), **self._closed()),
-                np.float64,
-            )
-            back = back * standardise.scale + standardise.mean
-            row["artefact"] = cycle.artefact(head_normals[0], self._logits(each[0], self._features(back)))
-            # What the first detector, which has never met the generator, sees in them too is no artefact but a coarse denoiser.
-            row["artefact_first"] = cycle.artefact(first_normals, -inner.score_samples(back))
-            clean = row["artefact"] <= max(MOST_ARTEFACT, row["artefact_first"] + 0.1)
-            if clean and (best is None or gain > best[0]):
-                best = (gain, each[0], cycle.Scale.fit(head_normals[0]), head_normals[0], number)
-            if gain < last + LEAST_GAIN:
-                break
-            last, strength = gain, cycle.adjusted(strength, accuracy)
-            if best is not None:
-                head, head_scale, logits = best[1:4]
+        def seen(rows) -> _Rows:
+            return _Rows(scale(-inner.score_samples(rows)), self._features(rows))
 
-                def judge(x, head=head, head_scale=head_scale):
-                    first = first_scale(-inner.score_samples(x))
-                    return -0.5 * (first + head_scale(self._logits(head, self._features(x))))
+        calibration = scale(-inner.calibration_scores_)
+        return _Stage(normals, self._features(train), seen(held_out), calibration, seen)
 
-                judged_normals = -0.5 * (first_scale(first_normals) + head_scale(logits))
-        if best is not None and best[0] > 0:
-            gain, self.head_, head_scale, logits, number = best
-            self.head_scale_, self.first_scale_ = (
-                tuple(head_scale),
-                tuple(cycle.Scale.fit(-self.first_.calibration_scores_)),
+    def _learn_direction(self, stage, known) -> tuple["_Part", ...]:
+        """The direction to the known anomalies, unless those left out in turns say that it harms; no part then."""
+
+        def part(few) -> _Part:
+            return _Part.of(partial(_along, cycle.direction(stage.features, few)), stage)
+
+        left_out = [part(np.delete(known.seen.features, fold, axis=0)) for fold in known.folds]
+        if not left_out:
+            return ()
+        gains = known.gains(stage, left_out)
+        self.known_gain_ = float(np.mean(gains))
+        # A handful of them is too few to prove a gain that is there on average; a harm that they prove is taken for one.
+        if cycle.sure_gain(-np.array(gains)) >= 0:
+            return ()
+        whole = part(known.seen.features)
+        self.direction_, self.direction_scale_ = whole.score.args[0], tuple(whole.scale)
+        for before, each in zip(known.trusted, left_out, strict=True):
+            before.append(each)
+        return (whole,)
+
+    def _round(self, stage, known, trusted, judges, strength, key) -> "_Found | None":
+        """Generate, keep, learn, judge; what there is to say of it goes to ``rounds_``. None if there was nothing to learn from."""
+        made_key, mix_key, head_key, back_key = jax.random.split(key, 4)
+        normals = stage.normals
+        rows = jnp.asarray(np.resize(normals, (GENERATED_ROWS, normals.shape[1])))
+        made = jax.tree.map(np.asarray, self._made(made_key, rows, strength))
+        seen = stage.seen(self._in_units(made.x))
+        base = _scores(stage.held_out, judges).mean(axis=0) if judges else stage.calibration
+        p = calibration.p_values(-base, -_scores(seen, judges).mean(axis=0))
+        search = NearestNeighbors(n_neighbors=2).fit(normals)
+        usual = search.kneighbors(normals)[0][:, 1]
+        kept = cycle.keep(p, search.kneighbors(made.x, n_neighbors=1)[0][:, 0], usual, made.kind)
+        weights = cycle.balance(made.kind, kept)
+        kinds = sorted({int(code) for code in made.kind[weights > 0]})
+        row: dict[str, Any] = {
+            "strength": float(strength),
+            "kept": {Kind(code).name.lower(): int((kept & (made.kind == code)).sum()) for code in np.unique(made.kind)},
+        }
+        self.rounds_.append(row)
+        if len(kinds) < 2:
+            return None
+        row["c2st"] = quality.c2st(normals[:300], made.x[weights > 0][:300], random_state=0).accuracy
+        # Member 0 learns from all; each other one without a kind, or without some of the known anomalies.
+        members = [weights, *(np.where(made.kind == code, 0.0, weights) for code in kinds)]
+        shown, shares = seen.features, np.stack(members)
+        if known is not None:
+            shown, shares = self._with_known(seen.features, members, known, stage, mix_key)
+        heads = _train_heads(
+            head_key, jnp.asarray(stage.features), jnp.asarray(shown), jnp.asarray(shares, jnp.float32)
+        )
+        each = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), heads) for i in range(len(shares))]
+        parts = [_Part.of(partial(self._logits, head), stage) for head in each]
+        gains = {
+            Kind(code).name.lower(): cycle.gain(
+                _scores(stage.held_out, (*trusted, part)),
+                _scores(seen.take(np.flatnonzero((weights > 0) & (made.kind == code))), (*trusted, part)),
             )
-            self.accepted_ = True
-            self.reason_ = f"round {number + 1} adds {gain:.4f} to the AUROC on anomalies that the head has not seen"
-            self._calibrate_on(-0.5 * (first_scale(first_normals) + head_scale(logits)))
-        elif best is not None:
-            self.reason_ = (
-                f"no gain on anomalies that the head has not seen ({best[0]:.4f}): the first detector stands alone"
-            )
-        elif len(self.rounds_[-1]) > 2:
-            self.reason_ = (
-                "the head tells reconstructed normal rows from the rows themselves: it has learned the generator"
-            )
+            for code, part in zip(kinds, parts[1:], strict=False)
+        }
+        gain = cycle.sure_gain(list(gains.values()))
+        row |= {"gains": gains, "kind_gain": float(np.mean(list(gains.values()))), "sure_gain": gain}
+        if known is not None and known.folds:
+            on_known = known.gains(stage, parts[1 + len(kinds) :])
+            gain = cycle.sure_gain(on_known)
+            row |= {"known_gain": float(np.mean(on_known)), "sure_known_gain": gain}
+        back = _reconstructed(self.denoiser_.params_, back_key, jnp.asarray(self.normals_), **self._closed())
+        back = stage.seen(self._in_units(np.asarray(back)))
+        row["artefact"] = cycle.artefact(parts[0](stage.held_out.features), parts[0](back.features))
+        # What the first detector, which has never met the generator, sees in them too is no artefact but a coarse denoiser.
+        row["artefact_first"] = cycle.artefact(stage.held_out.first, back.first)
+        return _Found(gain, each[0], parts[0])
 
-    def _with_known(self, x, members, few, train, standardise, key):
-        """``(rows, weights of every member, folds of the known anomalies)``: known ones and their mixes take half of the weight."""
-        if few is None:
-            return x, np.stack(members), []
-        count = min(ANOMALY_FOLDS, len(few))
-        folds = [np.arange(len(few))[i::count] for i in range(count)] if count > 1 else []
-        normals = jnp.asarray(standardise(train))
-
-        def mixes(key, rows):
-            made = nng_mix(key, jnp.asarray(standardise(rows)), normals, 128).x
-            return np.asarray(made, np.float64) * standardise.scale + standardise.mean
-
-        parts = [few, *(np.delete(few, fold, axis=0) for fold in folds)]
-        pieces = [
-            np.concatenate([known, mixes(k, known)])
-            for known, k in zip(parts, jax.random.split(key, len(parts)), strict=True)
-        ]
-        ends = len(x) + np.cumsum([0, *map(len, pieces)])
+    def _with_known(self, features, members, known, stage, key):
+        """``(features, weights of every member)``: known anomalies and their mixes take half of the weight."""
+        standardise = self.denoiser_.standardiser_
+        normals = jnp.asarray(stage.normals)
+        without = [[], *known.folds]
+        pieces = []
+        for fold, mix_key in zip(without, jax.random.split(key, len(without)), strict=True):
+            left = np.delete(known.rows, np.asarray(fold, int), axis=0)
+            mixes = nng_mix(mix_key, jnp.asarray(standardise(left)), normals, 128).x
+            pieces.append(self._features(np.concatenate([left, self._in_units(np.asarray(mixes))])))
+        ends = len(features) + np.cumsum([0, *map(len, pieces)])
         weights = []
         # The kinds' members learn from all known anomalies: it is a kind that they have not seen. The folds' from all kinds.
-        for member, which in [*((member, 0) for member in members), *((members[0], 1 + i) for i in range(len(folds)))]:
+        of_folds = [(members[0], 1 + i) for i in range(len(known.folds))]
+        for member, which in [*((member, 0) for member in members), *of_folds]:
             full = np.zeros(ends[-1])
-            full[: len(x)] = 0.5 * member / member.sum()
-            known = len(parts[which])
-            full[ends[which] : ends[which] + known] = 0.25 / known
-            full[ends[which] + known : ends[which + 1]] = 0.25 / (len(pieces[which]) - known)
+            full[: len(features)] = 0.5 * member / member.sum()
+            shown = len(known.rows) - len(without[which])
+            full[ends[which] : ends[which] + shown] = 0.25 / shown
+            full[ends[which] + shown : ends[which + 1]] = 0.25 / (len(pieces[which]) - shown)
             weights.append(full)
-        return np.concatenate([x, *pieces]), np.stack(weights), folds
+        return np.concatenate([features, *pieces]), np.stack(weights)
 
-    def _gain_on_known(self, few, folds, heads, head_normals, first_scale, first_normals, inner) -> float:
-        """AUROC gain on known anomalies, each judged by the head that was trained without it, against the held-out normal rows."""
-        first = first_scale(-inner.score_samples(few))
-        normal = first_scale(first_normals)
-        gains = []
-        for fold, head, of_normals in zip(folds, heads, head_normals, strict=True):
-            scale = cycle.Scale.fit(of_normals)
-            of_few = scale(self._logits(head, self._features(few[fold])))
-            gains += [cycle.gain(normal, first[fold], scale(of_normals), of_few)] * len(fold)
-        return float(np.mean(gains))
+    def _in_units(self, rows) -> np.ndarray:
+        """Standardised rows in the columns' own units."""
+        scale = self.denoiser_.standardiser_
+        return rows.astype(np.float64) * scale.scale + scale.mean
 
     # ---------------------------------------------------------------------------------------------------------- features
 

@@ -225,15 +225,13 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         first, second = by_level[:, ::2], by_level[:, 1::2]
         if second.shape[1] < 2:
             first = second = by_level
-        apart = [
-            self.aggregate_.apply(jnp.asarray(b), self.aggregate_.fit(a)) for a, b in ((first, second), (second, first))
-        ]
-        self._calibrate_on(-np.concatenate(apart))
+        apart = [self._combine(b, self.aggregate_.fit(a)) for a, b in ((first, second), (second, first))]
+        self._calibrate_on(np.concatenate(apart))
         return self
 
     def score_samples(self, X) -> np.ndarray:
         """Minus the combined score, shape ``[rows]``: larger = more normal. A row's score depends on that row alone."""
-        return self._combine(self.scores_by_level(X))
+        return self._combine(self.scores_by_level(X), self.statistics_)
 
     def scores_by_level(self, X) -> np.ndarray:
         """The score at every noise level (or every statistic of it), shape ``[levels, rows]``, before it is combined."""
@@ -259,8 +257,10 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         )
         return score_in_batches(score, rows, self.mesh)
 
-    def _combine(self, by_level):
-        return -np.asarray(self.aggregate_.apply(jnp.asarray(by_level), self.statistics_), np.float64)
+    def _combine(self, by_level, statistics):
+        # In batches of few sizes: every other number of rows would be compiled for anew.
+        combined = score_in_batches(lambda rows: self.aggregate_.apply(rows.T, statistics), np.asarray(by_level).T)
+        return -combined.astype(np.float64)
 
 
 def fit_many(detectors: Sequence[DiffusionDetector], datasets: Sequence[Any]) -> list[DiffusionDetector]:
