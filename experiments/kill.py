@@ -79,11 +79,13 @@ def run(config: Config) -> list[dict]:
                     },
                 )
             )
+        started = time.perf_counter()
         finished(partial(cells, work / "sweep"))
+        seconds = time.perf_counter() - started
         whole = outcome(work / "sweep")
         for number in range(config.sweep_kills):
             place = work / f"sweep_{number}"
-            hit = killed(partial(cells, place), 1.0 + 4 * rng.random(), None, rng)
+            hit = killed(partial(cells, place), seconds * rng.random(), None, rng)
             kept = len(outcome(place)) if place.exists() else 0
             finished(partial(cells, place))
             row = {"what": "sweep", "killed": hit, "cells_kept": kept, "identical": outcome(place) == whole}

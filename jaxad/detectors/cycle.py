@@ -145,10 +145,13 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
     ``fit`` sets a fifth of the normal rows aside; a detector and a denoiser are fitted on the rest. Each round generates anomalies of up
     to seven kinds, keeps those that are hard (conformal p-value in [.001, .05]), new and no normals in disguise, and trains a small head
     to tell them from normal rows, on the rows and their denoising errors. The head is judged on whole *kinds* of anomalies that it has
-    not seen; where a few real anomalies are given, on those left out in turns instead. If the gain is not there, or if the head has
-    learned to see the generator (it tells *reconstructed* normal rows from the rows), the cycle **fails closed**: scores are those of the
-    first detector fitted alone, and ``reason_`` says why; a gain on kinds counts as far as it exceeds
-    twice its standard error. Else a score is the mean of both on a common scale. METHODS 11.7.
+    not seen; a gain counts as far as it exceeds twice its standard error. If it is not there, or if the head has learned to see the
+    generator (it tells *reconstructed* normal rows from the rows), the cycle **fails closed**: scores are those of the first detector
+    fitted alone, and ``reason_`` says why. Else a score is the mean of both on a common scale. METHODS 11.7.
+
+    A few known anomalies teach a direction (``cycle.direction``, on the same features), which joins that mean unless those left out in
+    turns prove that it harms; a head then learns from known and generated ones, and has to prove, on known ones it has not seen, that it
+    adds to both.
 
     Args:
         detector: the first detector; anything of ``jaxad`` that keeps ``calibration_scores_``; None: ``ConsensusDetector``.
@@ -160,7 +163,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
 
     Attributes:
         first_: the first detector, fitted on all rows.
-        accepted_: did the cycle help? reason_: in one sentence.
+        accepted_: does anything count beside the first detector? reason_: what, and why, in one sentence.
+        known_gain_: what the direction adds, in AUROC, on known anomalies left out in turns; None without any.
         rounds_: for each round its strength, rows kept of every kind, accuracy of the two-sample test, gains, and ``artefact``.
 
     Raises:
