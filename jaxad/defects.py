@@ -4,6 +4,7 @@ import html
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -103,7 +104,7 @@ def write_defects(
         "steps": len(defects.PATH),
         "strengths": [float(strength) for strength in strengths],
         "kinds": _by_kind(made),
-        "examples": None if few is None else {kind: few.kinds.count(kind) for kind in dict.fromkeys(few.kinds or ())},
+        "examples": None if few is None else dict(Counter(few.kinds or ())),
         "steps_of_learning": None if few is None else num_steps,
         "normal": {"train": len(train.x), "test": len(test.x), "severity": float(np.median(p_normal))},
         "severity": "median conformal p-value by the detector: .5 is what normal pictures have that it was not fitted on, small is severe",
