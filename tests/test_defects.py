@@ -118,6 +118,14 @@ def test_the_card_says_how_it_was_made_and_how_severe_it_is(made, detector):
     assert {file: of["p"] for file, of in card["files"].items()} == pytest.approx(
         {file: value for file, value in p.items() if "/good/" not in file}
     )
+    by_hand = maker.Defects(
+        *(np.zeros((4, 2, 2, 1)), np.zeros((4, 2, 2), bool), ("a", "b", "a", "b"), np.array([0.5, 0.5, 1.0, 1.0])),
+        *(np.arange(4), np.array([0.4, 0.9, 0.2, 0.5])),
+    )
+    assert defects._by_kind(by_hand) == {
+        "a": {"count": 2, "severity": pytest.approx(0.3), "severity_at": {"0.5": 0.4, "1": 0.2}},
+        "b": {"count": 2, "severity": pytest.approx(0.7), "severity_at": {"0.5": 0.9, "1": 0.5}},
+    }
     stained = [of for file, of in card["files"].items() if file.startswith("test/stained/")]
     assert card["kinds"]["stained"]["count"] == len(stained) == 6
     assert card["kinds"]["stained"]["severity"] == pytest.approx(np.median([of["p"] for of in stained]))
