@@ -529,7 +529,7 @@ def generate(
         out: .npz file, or for pictures a folder; it must not exist.
         count: anomalies in all; default: 1000 rows, or 8 pictures of each kind and strength.
         strength: rows: one number in (0, 10], 1 (the default) is the middle of each kind's range. Pictures: one or several in (0, 1], from
-            subtle to plain; default: 0.3 0.6 0.9.
+            subtle to plain; default: 0.5 0.8 1.
         seed: random seed.
         pictures: folder of normal pictures to make defects in, or one with train/good; better other ones than the model was fitted on.
         defects: folder with real defects to learn from, 1 to 10 of each kind: test/<defect> and ground_truth/<defect>.

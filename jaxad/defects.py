@@ -99,7 +99,11 @@ def write_defects(
     p_normal = detector.p_values(test.x)
     card = {
         "jaxad": version("jaxad"),
-        "model": {"name": model, "detector": type(detector).__name__, "denoiser": repr(detector.network_)},
+        "model": {
+            "name": model,
+            "detector": type(detector).__name__,
+            "denoiser": " ".join(repr(detector.network_).split()),
+        },
         "seed": seed,
         "steps": len(defects.PATH),
         "strengths": [float(strength) for strength in strengths],

@@ -21,7 +21,7 @@ PATH = noise.log_uniform(50, sigma_min=0.05, sigma_max=10.0)
 """From pictures to noise that drowns them, within what the detector's denoiser has learned to undo."""
 TEMPERING = 0.3
 """By how much the score is weakened where a part is redrawn, so that what comes back is rare."""
-STRENGTHS = (0.3, 0.6, 0.9)
+STRENGTHS = (0.5, 0.8, 1.0)
 OF_EACH = 8
 """Pictures of each kind and strength, unless a number is asked for."""
 AT_ONCE = 16
