@@ -253,8 +253,8 @@ def score(
     if out.exists() and data.exists() and out.samefile(data):
         raise ValueError(f"--out {out} is the file to score, which it would replace: choose another name")
     for written in (page, maps):
-        if written is not None and (written.is_dir() or not written.parent.is_dir()):
-            raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
+        if written is not None:
+            _check_page(written)
     detector, extra, mark = loaded = load(model)
     rates: Any = {"alpha": alpha, "fdr": fdr}
     if ("pictures" in extra) != data.is_dir():
@@ -347,6 +347,11 @@ def _check_rates(alpha, fdr) -> None:
     for option, rate in (("--alpha", alpha), ("--fdr", fdr)):
         if rate is not None and not 0 <= rate <= 1:
             raise ValueError(f"{option} is a rate between 0 and 1, got {rate}")
+
+
+def _check_page(written: Path) -> None:
+    if written.is_dir() or not written.parent.is_dir():
+        raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
 
 
 def _write_scores(out: Path, names: dict[str, Any], normality, p, flagged) -> None:
@@ -449,6 +454,7 @@ def cycle(
     rounds: int = 2,
     seed: int = 0,
     false_alarm_rate: float = 0.05,
+    report: Path | None = None,
 ) -> None:
     """Learn from normal rows and from anomalies made of them, keep what was learned only if it helps, and save the detector.
 
@@ -463,14 +469,18 @@ def cycle(
         rounds: most rounds.
         seed: random seed.
         false_alarm_rate: share of normal rows that may be flagged, between 0 and 0.5.
+        report: an HTML page to write, on what each round gained and whether it was believed; default: report.html in the model's folder.
     """
     from jaxad.bulk import in_order_of_training
+    from jaxad.cycle_report import write_cycle_report
     from jaxad.data import read_table
     from jaxad.detectors import CycleDetector
     from jaxad.detectors.persistence import check_writable, save_detector
 
     console = plain_console()
     check_writable(out)
+    if report is not None:
+        _check_page(report)
     table = read_table(data, label_column=label_column)
     labels = np.zeros(len(table.x), int) if table.y is None else table.y
     rows, known = table.x[labels == 0], [table.x[labels == 1]]
@@ -489,35 +499,56 @@ def cycle(
         )
         console.print(f"round {number}, strength {done['strength']:.2f}: kept {kept}{judged}")
     save_detector(detector, out, extra={"columns": table.columns, "detector": "cycle", "seed": seed, "rows": len(rows)})
+    written = write_cycle_report(detector, report or out / "report.html", title=f"Cycle on {data.name}")
     console.print(
-        f"{detector.reason_}\n{len(rows)} normal rows, {len(few)} known anomalies, {time.perf_counter() - started:.1f} s; saved to "
-        f"{out}: score rows with jaxad score {out} FILE --out scores.csv"
+        f"{detector.reason_}\npage written to {written}\n{len(rows)} normal rows, {len(few)} known anomalies, "
+        f"{time.perf_counter() - started:.1f} s; saved to {out}: score rows with jaxad score {out} FILE --out scores.csv"
     )
 
 
 def generate(
     model: Annotated[Path, tyro.conf.Positional],
     out: Path,
-    count: int = 1000,
-    strength: float = 1.0,
+    count: int | None = None,
+    strength: tuple[float, ...] = (),
     seed: int = 0,
+    pictures: Path | None = None,
+    defects: Path | None = None,
+    num_steps: int = 1000,
 ) -> None:
-    """Make anomalies with a detector that ``jaxad cycle`` has saved, of all its kinds.
+    """Make anomalies: rows with a detector of ``jaxad cycle``, defects in ``pictures`` with one that ``jaxad fit`` made from a folder.
 
-    The .npz file holds X [count, columns] in the units of the data, y (ones), mask (what was changed), kind (in words), p (the conformal
-    p-value of each by that detector: small is severe) and a card (JSON: how they were made). ``jaxad`` reads it as a table.
+    *Rows*: a .npz file of all kinds of the cycle. It holds X [count, columns] in the units of the data, y (ones), mask (what was
+    changed), kind (in words), p (the conformal p-value of each by that detector: small is severe) and a card (JSON: how they were made).
+    ``jaxad`` reads it as a table.
+
+    *Pictures*: a folder in the layout of MVTec AD, with train/good, test/<kind>, ground_truth/<kind>, card.json, and index.html to look at.
 
     Args:
-        model: folder written by ``jaxad cycle``.
-        out: .npz file, which must not exist.
-        count: anomalies in all.
-        strength: 1 is the middle of each kind's range.
+        model: folder written by ``jaxad cycle``, or by ``jaxad fit`` for pictures.
+        out: .npz file, or for pictures a folder; it must not exist.
+        count: anomalies in all; default: 1000 rows, or 8 pictures of each kind and strength.
+        strength: rows: one number in (0, 10], 1 (the default) is the middle of each kind's range. Pictures: one or several in (0, 1], from
+            subtle to plain; default: 0.5 0.8 1.
         seed: random seed.
+        pictures: folder of normal pictures to make defects in, or one with train/good; better other ones than the model was fitted on.
+        defects: folder with real defects to learn from, 1 to 10 of each kind: test/<defect> and ground_truth/<defect>.
+        num_steps: with defects: steps of learning from them.
     """
-    from jaxad.detectors import CycleDetector
+    from jaxad.detectors import CycleDetector, ImageDetector
     from jaxad.detectors.persistence import load_detector, load_extra
     from jaxad.generation import Kind
 
+    if pictures is not None:
+        _generate_pictures(model, out, count, strength, seed, pictures, defects, num_steps)
+        return
+    if defects is not None:
+        raise ValueError(
+            "--defects says what defects in pictures look like: name a folder of normal ones with --pictures as well"
+        )
+    if len(strength) > 1:
+        raise ValueError(f"rows are made at one --strength, got {', '.join(map(str, strength))}")
+    count, factor = 1000 if count is None else count, strength[0] if strength else 1.0
     if out.suffix != ".npz":
         raise ValueError(f"--out is a .npz file, got {out}")
     if out.exists():
@@ -526,10 +557,14 @@ def generate(
         raise ValueError(f"{out} cannot be written: expected the name of a file in a folder that exists")
     detector = load_detector(model)
     if not isinstance(detector, CycleDetector):
-        raise ValueError(
-            f"{model} holds a {type(detector).__name__}, which generates nothing: make one with jaxad cycle"
+        advice = (
+            "name a folder of normal ones with --pictures"
+            if isinstance(detector, ImageDetector)
+            else "make one with jaxad cycle"
         )
-    made = detector.generate(count, seed=seed, strength=strength)
+        kind = "makes defects in pictures" if isinstance(detector, ImageDetector) else "generates nothing"
+        raise ValueError(f"{model} holds a {type(detector).__name__}, which {kind}: {advice}")
+    made = detector.generate(count, seed=seed, strength=factor)
     kinds = np.array([Kind(int(code)).name.lower() for code in made.kind])
     p = detector.p_values(made.x)
     extra = load_extra(model) or {}
@@ -537,7 +572,7 @@ def generate(
         **{
             "jaxad": version("jaxad"),
             "count": count,
-            "strength": strength,
+            "strength": factor,
             "seed": seed,
             "columns": extra.get("columns"),
         },
@@ -552,6 +587,30 @@ def generate(
         partial.unlink(missing_ok=True)
     severity = ", ".join(f"{kind} {value:.3f}" for kind, value in card["severity"].items())
     plain_console().print(f"{count} anomalies written to {out}; median p-value of each kind: {severity}")
+
+
+def _generate_pictures(model, out, count, strength, seed, pictures, defects, num_steps) -> None:
+    from jaxad.defects import STRENGTHS, check_new_folder, write_defects
+    from jaxad.detectors.persistence import load_detector, load_extra
+
+    check_new_folder(out)
+    started = time.perf_counter()
+    card = write_defects(
+        *(load_detector(model), pictures, out),
+        examples=defects,
+        reading=(load_extra(model) or {}).get("pictures"),
+        strengths=strength or STRENGTHS,
+        count=count,
+        seed=seed,
+        num_steps=num_steps,
+        model=model.resolve().name,
+        verbose=1,
+    )
+    severity = ", ".join(f"{kind} {of['severity']:.3f}" for kind, of in card["kinds"].items())
+    plain_console().print(
+        f"{len(card['files'])} pictures with defects written to {out} in {time.perf_counter() - started:.1f} s; median p-value of each "
+        f"kind: {severity} (without defects {card['normal']['severity']:.3f}); look at {out / 'index.html'}"
+    )
 
 
 def export(model: Annotated[Path, tyro.conf.Positional], out: Path, licence: str | None = None) -> None:

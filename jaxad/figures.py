@@ -175,11 +175,15 @@ def spread(values: Mapping[str, Sequence[float]], *, label: str, picture: str = 
 
 
 def lines(
-    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[float]]]], *, label: str, picture: str = "svg"
+    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[float]]]],
+    *,
+    label: str,
+    scale: str = "log",
+    picture: str = "svg",
 ) -> bytes:
-    """One panel per entry, side by side: ``{name of the axis: (values, {detector: fractions in [0, 1], one per value})}``.
+    """One panel per entry, side by side: ``{name of the axis: (values, {detector: fractions, one per value})}``.
 
-    The axis is logarithmic; ``label`` names the other one.
+    ``scale`` is that of the axis, ``"log"`` or ``"linear"``; ``label`` names the other one, in percent. NaN is not drawn.
 
     Raises:
         ValueError: no panel, or a detector with other than one number per value.
@@ -202,7 +206,7 @@ def lines(
                 (handles[_name(detector, 30)],) = axes.plot(
                     values, 100 * np.asarray(fractions, np.float64), marker="o", markersize=3.5, linewidth=1.4, **style
                 )
-            axes.set_xscale("log")
+            axes.set_xscale(scale)
             axes.set_xticks(values, [f"{value:g}" for value in values])
             axes.minorticks_off()
             axes.set(xlabel=name, ylabel=label if index == 0 else None)

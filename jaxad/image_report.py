@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import os
-from datetime import date
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from jaxad import localisation, metrics
 from jaxad.data import ImageDataset
 from jaxad.detectors.image import ImageDetector
+from jaxad.report import write_page
 
 SHOWN_SIDE = 128
 """Shorter side of a picture on the page, in pixels: small ones are enlarged by a whole number, their pixels left as they are."""
@@ -27,7 +28,7 @@ def overlay(pictures, maps, threshold: float) -> np.ndarray:
     >>> overlay(np.zeros((1, 2, 2, 1)), np.array([[[0.0, 1.0], [1.5, 2.0]]]), 1.0)[0, ..., 0].tolist()
     [[0, 0], [114, 229]]
     """
-    gray = _unit(pictures).mean(axis=-1, keepdims=True)
+    gray = unit(pictures).mean(axis=-1, keepdims=True)
     strength = np.clip(np.asarray(maps) / max(threshold, 1e-9) - 1, 0, 1)[..., None]
     mixed = gray * (1 - strength) + np.array([0.9, 0.1, 0.1]) * strength
     return (255 * mixed).astype(np.uint8)
@@ -54,7 +55,6 @@ def write_image_report(
         ValueError: pictures of another size than the detector's.
         OSError: the page cannot be written.
     """
-    out_html = Path(out_html)
     has_maps = detector.network_ is not None
     scores = -(
         detector.score_with_maps(dataset.x)[0]
@@ -64,31 +64,33 @@ def write_image_report(
     maps = detector.score_maps(dataset.x) if has_maps and dataset.masks is not None else None
     chosen = _chosen(dataset, scores, most)
     shown = dataset.x[chosen]
-    columns = {"picture": _gray_to_rgb(shown)}
+    columns = {"picture": gray_to_rgb(shown)}
     if has_maps:
         for sigma in sigmas:
-            columns[f"rebuilt from noise {sigma:g}"] = _gray_to_rgb(
+            columns[f"rebuilt from noise {sigma:g}"] = gray_to_rgb(
                 _within(detector.reconstruct(shown, sigma), dataset.x)
             )
         columns["map"] = overlay(shown, detector.score_maps(shown), detector.map_threshold_)
     if dataset.masks is not None:
         columns["mask"] = np.repeat(255 * dataset.masks[chosen][..., None].astype(np.uint8), 3, axis=-1)
+    words = [
+        f"{_words(dataset, row)}\nscore {scores[row]:.2f}{', flagged' if -scores[row] < detector.offset_ else ''}"
+        for row in chosen
+    ]
+    body = _facts(detector, dataset, scores, maps) + picture_table(words, columns)
+    return write_page(out_html, title, body, "The detector learned from normal pictures without labels.", style=CSS)
+
+
+def picture_table(words: Sequence[str], columns: Mapping[str, np.ndarray]) -> str:
+    """HTML: a row for each of ``words``, its pictures beside it, ``{heading: uint8 [rows, height, width, 3]}`` of one size."""
     header = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
     body = "".join(
-        f"<tr><th>{_words(dataset, row)}<br>score {scores[row]:.2f}{', flagged' if -scores[row] < detector.offset_ else ''}</th>"
-        + "".join(f"<td>{_image(column[i])}</td>" for column in columns.values())
+        f"<tr><th>{html.escape(text).replace(chr(10), '<br>')}</th>"
+        + "".join(f"<td>{_image(column[row])}</td>" for column in columns.values())
         + "</tr>"
-        for i, row in enumerate(chosen)
+        for row, text in enumerate(words)
     )
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_CSS}</style></head>'
-        f"<body><h1>{html.escape(title)}</h1>{_facts(detector, dataset, scores, maps)}"
-        f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
-        f"<footer>Written by jaxad on {date.today()}. The detector learned from normal pictures without labels.</footer></body></html>\n"
-    )
-    temporary = out_html.with_name(f".{out_html.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(page.encode("utf-8", "replace"))
-    return temporary.replace(out_html)
+    return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def measured(dataset: ImageDataset, scores, maps=None) -> dict[str, float]:
@@ -158,10 +160,11 @@ def _words(dataset, row) -> str:
     parts = [str(row) if dataset.files is None else dataset.files[row]]
     if dataset.kinds is not None:
         parts.append(dataset.kinds[row])
-    return html.escape(": ".join(parts))
+    return ": ".join(parts)
 
 
-def _unit(pictures):
+def unit(pictures) -> np.ndarray:
+    """Pictures as floats in [0, 1]."""
     pictures = np.asarray(pictures)
     return pictures / 255 if pictures.dtype == np.uint8 else np.clip(pictures, 0, 1)
 
@@ -171,8 +174,9 @@ def _within(rebuilt, like):
     return np.clip(rebuilt, 0, 255).astype(np.uint8) if like.dtype == np.uint8 else np.clip(rebuilt, 0, 1)
 
 
-def _gray_to_rgb(pictures):
-    shown = (255 * _unit(pictures)).astype(np.uint8)
+def gray_to_rgb(pictures) -> np.ndarray:
+    """Pictures as they are shown: uint8 ``[rows, height, width, 3]``, from uint8 or floats in [0, 1] of any number of channels."""
+    shown = (255 * unit(pictures)).astype(np.uint8)
     return shown if shown.shape[-1] == 3 else np.repeat(shown[..., :1], 3, axis=-1)
 
 
@@ -185,7 +189,7 @@ def _image(picture: np.ndarray) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-_CSS = """
+CSS = """
 :root{color-scheme:light dark}body{margin:2rem auto;max-width:74rem;padding:0 1rem;font:16px/1.5 system-ui,sans-serif}
 dl{display:flex;flex-wrap:wrap;gap:.5rem 2rem}dt{font-size:.8rem;opacity:.7}dd{margin:0}
 table{border-collapse:collapse;font-size:.85rem}th,td{padding:.25rem .5rem;text-align:left;font-weight:400}

@@ -66,7 +66,7 @@ def write_report(
         ValueError: no evaluations, a cell given twice, a published number outside [0, 1], or a damaged file of scores.
         OSError: the page cannot be written.
     """
-    evaluations, published, out_html = list(evaluations), published or {}, Path(out_html)
+    evaluations, published = list(evaluations), published or {}
     if not evaluations:
         raise ValueError("a report needs at least one evaluation, got none")
     parts, links = [], []
@@ -75,12 +75,21 @@ def write_report(
         anchor = f"part{len(parts)}"
         links.append(f'<a href="#{anchor}">protocol <b>{html.escape(protocol)}</b></a>')
         parts.append(_part(chosen, anchor, scores_dir, published.get(protocol, {}), reference, num_resamples))
+    body = f"{_facts(evaluations)}<nav>{' '.join(links)}</nav><main>{''.join(parts)}</main>"
+    words = "Detectors train on normal rows without labels; every number is of the test rows."
+    return write_page(out_html, title, body, words)
+
+
+def write_page(
+    out_html: Path | str | os.PathLike, title: str, body: str, footer: str, *, style: str | None = None
+) -> Path:
+    """A page with a heading, the HTML ``body`` and a line of text below; under another name first, so it is never half there."""
+    out_html = Path(out_html)
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS}</style></head><body>'
-        f"<header><h1>{html.escape(title)}</h1>{_facts(evaluations)}<nav>{' '.join(links)}</nav></header>"
-        f"<main>{''.join(parts)}</main><footer>Written by jaxad on {date.today()}. Detectors train on normal rows without "
-        "labels; every number is of the test rows.</footer></body></html>\n"
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_CSS if style is None else style}</style></head>'
+        f"<body><h1>{html.escape(title)}</h1>{body}"
+        f"<footer>Written by jaxad on {date.today()}. {html.escape(footer)}</footer></body></html>\n"
     )
     temporary = out_html.with_name(f".{out_html.name}.{os.getpid()}.tmp")
     temporary.write_bytes(page.encode("utf-8", "replace"))  # a name may hold half a surrogate pair
@@ -105,7 +114,7 @@ def _part(
         table = metric_table(grids[metric], beside, resamples if metric == "auroc" else {})
         tips = " Point at a number for its interval." if metric == "auroc" and resamples else ""
         tables.append(
-            _folded(kind.title, _html_table(table, caption_of(grids[metric], beside) + tips), is_open=metric == "auroc")
+            _folded(kind.title, html_table(table, caption_of(grids[metric], beside) + tips), is_open=metric == "auroc")
         )
     sections = [
         f"<p>{_PROTOCOLS.get(grid.protocol, '')}</p>{_leak(records)}",
@@ -148,7 +157,7 @@ def _from_scores(
         resamples |= {(dataset, detector): np.mean(of_seeds, axis=0) for detector, of_seeds in drawn.items()}
         if curves:
             ordered = {detector: curves[detector] for detector in grid.detectors if detector in curves}
-            pictures.append(_folded(dataset, _figure(figures.roc_curves(ordered)), is_open=not pictures))
+            pictures.append(_folded(dataset, figure(figures.roc_curves(ordered)), is_open=not pictures))
     return resamples, pictures
 
 
@@ -247,7 +256,7 @@ def _summary(
         if resamples
         else ""
     )
-    return _html_table(Table(header, rows, []), f"Means over {scope}, in %, best first. {grid.caption}{bootstrap}")
+    return html_table(Table(header, rows, []), f"Means over {scope}, in %, best first. {grid.caption}{bootstrap}")
 
 
 def _against(grid: Grid, reference: str) -> str:
@@ -259,7 +268,7 @@ def _against(grid: Grid, reference: str) -> str:
         "AUROC in points of percent, averaged over seeds; positive: better than the reference. Wilcoxon's signed-rank test over data "
         "sets, n/a on fewer than six; p values are not corrected for the number of detectors."
     )
-    return _html_table(comparison(grid, reference), caption)
+    return html_table(comparison(grid, reference), caption)
 
 
 def _pictures(grid: Grid) -> str:
@@ -270,12 +279,10 @@ def _pictures(grid: Grid) -> str:
     dots = figures.spread(ordered, label="AUROC in %, one dot per data set")
     complete = grid.values[grid.complete]
     if len(grid.detectors) < 3 or len(complete) < 2:
-        return "<p>A critical-difference diagram takes three detectors with two data sets in common.</p>" + _figure(
-            dots
-        )
+        return "<p>A critical-difference diagram takes three detectors with two data sets in common.</p>" + figure(dots)
     ranks = figures.critical_difference(grid.detectors, complete)
     words = "Average ranks by AUROC, 1 is best. Detectors joined by a bar cannot be told apart at 95% confidence (Nemenyi's test)."
-    return _figure(ranks, words) + _figure(dots)
+    return figure(ranks, words) + figure(dots)
 
 
 def _times(records: list[Evaluation], grid: Grid) -> str:
@@ -292,10 +299,12 @@ def _times(records: list[Evaluation], grid: Grid) -> str:
         )
         rows.append([Cell(text) for text in texts])
     header = ["detector", "fit, median", "fit, longest", "score 1,000 rows, median", "all together"]
-    return _html_table(Table(header, rows, []), f"Seconds of wall time, compilation included. {grid.caption}")
+    return html_table(Table(header, rows, []), f"Seconds of wall time, compilation included. {grid.caption}")
 
 
-def _html_table(table: Table, caption: str) -> str:
+def html_table(table: Table, caption: str) -> str:
+    """A table that scrolls, and a line below it."""
+
     def cell(tag, content):
         attributes = (' class="best"' if content.best else "") + (
             f' title="{html.escape(content.tip)}"' if content.tip else ""
@@ -313,7 +322,8 @@ def _html_table(table: Table, caption: str) -> str:
     return f'<div class="scroll"><table>{body}</table></div><p class="caption">{html.escape(caption)}</p>'
 
 
-def _figure(svg: bytes, caption: str = "") -> str:
+def figure(svg: bytes, caption: str = "") -> str:
+    """A picture of ``figures`` in a page."""
     words = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f"<figure>{svg.decode()}{words}</figure>"
 

@@ -3,6 +3,7 @@
 import copy
 import doctest
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from command_line import jaxad
 from sklearn.ensemble import IsolationForest
 
 from jaxad import cycle
+from jaxad.cycle_report import write_cycle_report
 from jaxad.data import read_table
 from jaxad.detectors import CycleDetector, KNNDetector, MahalanobisDetector
 from jaxad.detectors import cycle as estimator
@@ -193,6 +195,27 @@ def test_saved_and_loaded_it_scores_the_same(fitted, tmp_path):
     assert loaded.reason_ == fitted.reason_
 
 
+def test_the_page_shows_what_the_rounds_gained_and_kept_and_how_severe_anomalies_are(fitted, tmp_path):
+    page = write_cycle_report(fitted, tmp_path / "page.html", strengths=(0.5, 1.0)).read_text()
+    (row,) = fitted.rounds_
+    rows = dict(re.findall(r"<tr><th>([^<]*)</th><td>([^<]*)</td>", page))
+    assert rows["accuracy of the two-sample test"] == f"{row['c2st']:.3f}"
+    assert rows["kept: dependency"] == str(row["kept"]["dependency"])
+    assert rows["gain on known anomalies"] == f"{row['known_gain']:+.4f}"
+    assert rows["artefact: AUROC of the head"] == f"{row['artefact']:.3f}"
+    made = fitted.generate(350, strength=0.5)
+    p = fitted.p_values(made.x)[np.asarray(made.kind) == Kind.GLOBAL]
+    assert rows["global"] == f"{np.median(p):.3f} ({np.mean(p <= fitted.false_alarm_rate):.0%})"
+    assert ("accepted" if fitted.accepted_ else "closed") + f"</strong>: {fitted.reason_}" in page
+    assert page.count("<svg") == 1
+    assert not re.search(r'(href|src)="(?![#]|data:)', page)
+    # Rounds need not have the same kinds, nor gains at all.
+    other = copy.copy(fitted)
+    other.rounds_ = [row, {"strength": 1.2, "kept": {"local": 3}}]
+    page = write_cycle_report(other, tmp_path / "page.html", strengths=(1.0,)).read_text()
+    assert dict(re.findall(r"<tr><th>([^<]*)</th><td>[^<]*</td><td>([^<]*)</td>", page))["kept: dependency"] == "0"
+
+
 @pytest.mark.parametrize(
     ("anomalies", "message"),
     [
@@ -250,6 +273,9 @@ def test_made_on_the_command_line_and_read_as_a_table(fitted, tmp_path, capsys):
     assert "never replace a file" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert jaxad("generate", tmp_path / "model", "--out", tmp_path / "weak.npz", "--strength", "-1") == 2
+    assert jaxad("generate", tmp_path / "model", "--out", tmp_path / "weak.npz", "--strength", "1", "2") == 2
+    assert jaxad("generate", tmp_path / "model", "--out", tmp_path / "new", "--pictures", tmp_path) == 2
+    assert "made by an image detector, got a CycleDetector" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.npz", "model"]
 
 
@@ -272,5 +298,9 @@ def test_a_cycle_on_the_command_line_takes_labelled_rows_and_a_file(tmp_path, ca
     assert "the cycle needs 100 normal rows, got 60" in said
     assert "60 normal rows, 5 known anomalies" in said
     assert isinstance(load_detector(tmp_path / "model"), CycleDetector)
+    assert "the cycle needs 100 normal rows, got 60" in (tmp_path / "model" / "report.html").read_text()
+    page = tmp_path / "absent" / "page.html"
+    assert jaxad(*words[:-1], tmp_path / "other", "--report", page) == 2
+    assert not (tmp_path / "other").exists()
     assert jaxad("generate", tmp_path / "model", "--out", tmp_path / "made.npz") == 2
     assert "no denoiser" in capsys.readouterr().err

@@ -21,10 +21,10 @@ FLOORS = {
     r"scoring(\..+)?|synthesis|runs|memory": 3,
     r"generation(\..+)?": 3.5,
     r"cycle": 3.6,
-    r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|cycle|persistence|explanation|faces))?": 4,
+    r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|cycle|persistence|explanation|faces|defects))?": 4,
     r"export|serve": 5,
     r"evaluation": 6,
-    r"bulk|sweep|tables|figures|report|image_report|catalogue": 7,
+    r"bulk|sweep|tables|figures|report|image_report|cycle_report|defects|catalogue": 7,
     r"cli": 8,
     r"": 9,  # jaxad/__init__.py re-exports
 }

@@ -3,7 +3,7 @@
 from jaxad.data.adbench import ADBENCH_GROUPS, ADBENCH_NAMES, adbench, adbench_name, adbench_names, content_digest
 from jaxad.data.builtin import BUILTIN, breast_cancer, builtin, digits, wine
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
-from jaxad.data.folders import read_folder, read_mvtec
+from jaxad.data.folders import read_defects, read_folder, read_mvtec
 from jaxad.data.images import ImageDataset, read_image
 from jaxad.data.pipeline import ImageBatches, PictureFiles, image_batches
 from jaxad.data.suites import MNIST_C, magnetic_tile, mnist_c, one_vs_rest
@@ -33,6 +33,7 @@ __all__ = [
     "magnetic_tile",
     "mnist_c",
     "one_vs_rest",
+    "read_defects",
     "read_folder",
     "read_image",
     "read_mvtec",

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -108,17 +109,7 @@ def read_mvtec(
             f"{splits['test']}; for a plain folder of normal pictures use read_folder"
         )
     truth = root / "ground_truth"
-
-    def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-        picture = read_image(file, channels=channels, most_pixels=most_pixels)
-        mask = np.zeros(picture.shape[:2], bool)
-        if truth.is_dir() and file.parent.name != "good":
-            mask = _read_mask(truth / file.parent.name, file, picture.shape[:2], root, most_pixels)
-        if size is None:
-            return picture, mask
-        marked = fit_picture(mask[..., None].astype(np.float32), size, fit, covering=True)
-        return fit_picture(picture, size, fit), marked[..., 0] > 0
-
+    read = partial(_read_masked, root=root, size=size, fit=fit, channels=channels, most_pixels=most_pixels)
     with Reader(on_error) as reader:
         found = {
             split: [
@@ -136,6 +127,56 @@ def read_mvtec(
             f"{list(test.x.shape[1:])} {test.x.dtype}; pass size= and channels=, and save all with one bit depth"
         )
     return train, test
+
+
+def read_defects(
+    path: str | os.PathLike,
+    *,
+    size: int | tuple[int, int] | None = None,
+    fit: Fit = "resize",
+    channels: int | None = None,
+    most: int = 10,
+    most_pixels: int = MOST_PIXELS,
+) -> ImageDataset:
+    """The first ``most`` pictures of each ``test/<defect>`` and their masks, of a folder in the layout of MVTec AD or with these alone.
+
+    ``kinds`` are the names of the defects; ``good`` is left out. Arguments and masks as in ``read_mvtec``.
+
+    Raises ``DataError`` as ``read_mvtec``, for a folder without defects, and for a mask that marks nothing or everything.
+    """
+    root = _folder(path)
+    found = (
+        [folder for folder in _subfolders(root, "test") if folder.name != "good"] if (root / "test").is_dir() else []
+    )
+    if not found or not (root / "ground_truth").is_dir():
+        raise DataError(
+            f"{root}: expected pictures in test/<defect> and their masks in ground_truth/<defect>, got "
+            f"{sorted(entry.name for entry in root.iterdir())[:5] or 'an empty folder'}"
+            + (" without a defect in test" if (root / "test").is_dir() and not found else "")
+            + "; bring the pictures of each kind of defect into that layout"
+        )
+    pairs = []
+    for file in (file for folder in found for file in list_pictures(folder, root)[:most]):
+        picture, mask = _read_masked(file, root=root, size=size, fit=fit, channels=channels, most_pixels=most_pixels)
+        if mask.all() or not mask.any():
+            raise DataError(
+                f"{file}: expected a mask that marks a part of the picture, got one that is {'full' if mask.any() else 'empty'}"
+                f"{'' if size is None else ' at the size that is asked for'}; correct it, or leave the picture out"
+            )
+        pairs.append((file, (picture, mask)))
+    return _labelled(root, "test", pairs, True)
+
+
+def _read_masked(file: Path, *, root: Path, size, fit: Fit, channels, most_pixels) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of ``root/<split>/<kind>`` and its mask, empty for a good one and where there are none, both brought to ``size``."""
+    picture, truth = read_image(file, channels=channels, most_pixels=most_pixels), root / "ground_truth"
+    mask = np.zeros(picture.shape[:2], bool)
+    if truth.is_dir() and file.parent.name != "good":
+        mask = _read_mask(truth / file.parent.name, file, picture.shape[:2], root, most_pixels)
+    if size is None:
+        return picture, mask
+    marked = fit_picture(mask[..., None].astype(np.float32), size, fit, covering=True)
+    return fit_picture(picture, size, fit), marked[..., 0] > 0
 
 
 def list_pictures(folder: Path, root: Path | None = None) -> list[Path]:

@@ -196,7 +196,7 @@ def train(
     def finished(step):
         return step >= num_steps or (len(values) > 0 and len(values) - 1 - int(np.argmin(values)) >= PATIENCE)
 
-    with _ProgressBar(title, num_steps, verbose) as bar:
+    with ProgressBar(title, num_steps, verbose) as bar:
         clock = _Clock(len(losses), batch_size)
 
         def look(state, new_losses):
@@ -389,7 +389,7 @@ def train_many(
     state, best, losses, values = kept
     taken, running = _looks(values)
     deadline = None if max_seconds is None else time.monotonic() + max_seconds
-    with _ProgressBar(title, num_steps, verbose) as bar:
+    with ProgressBar(title, num_steps, verbose) as bar:
         clock = _Clock(losses.shape[1], batch_size * len(rows))
         for done in range(losses.shape[1], num_steps, CHUNK):
             if not running.any() or (deadline is not None and done and time.monotonic() > deadline):
@@ -475,7 +475,7 @@ def _bucket(num_rows: int) -> int:
     return max(64, 2 ** (int(num_rows).bit_length() - 3))
 
 
-class _ProgressBar:
+class ProgressBar:
     """Steps, loss, held-out loss and time left on the terminal, the rest on a line below; nothing at all unless ``verbose``."""
 
     def __init__(self, title, num_steps, verbose):
@@ -486,11 +486,11 @@ class _ProgressBar:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
             from rich.text import Text
 
-            losses = TextColumn("loss {task.fields[loss]:.4f}, held out {task.fields[held_out]:.4f}")
+            losses = TextColumn("{task.fields[losses]}")
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), losses, TimeRemainingColumn()
             )
-            self.task = self.bar.add_task(title, total=num_steps, loss=float("nan"), held_out=float("nan"))
+            self.task = self.bar.add_task(title, total=num_steps, losses="")
             self.live = Live(get_renderable=lambda: Group(self.bar, Text(self.more(), style="dim")))
 
     def __enter__(self):
@@ -501,8 +501,9 @@ class _ProgressBar:
     def update(self, step, told):
         if self.live:
             self.told |= told
-            held_out = self.told.get("held-out loss", float("nan"))
-            self.bar.update(self.task, completed=step, loss=told["loss"], held_out=held_out)
+            names = {"loss": "loss", "held-out loss": "held out"}
+            losses = ", ".join(f"{word} {self.told[name]:.4f}" for name, word in names.items() if name in self.told)
+            self.bar.update(self.task, completed=step, losses=losses)
 
     def more(self) -> str:
         """What the bar has no room for: loss by level, speed and memory."""

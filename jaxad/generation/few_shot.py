@@ -266,6 +266,45 @@ def adapt(
     >>> losses.shape, bool((made.x == normals)[~made.mask].all())
     ((3,), True)
     """
+    state, step = adaptation(
+        *(key, network, params, images, masks, kinds, normals, schedule),
+        prediction=prediction,
+        tokens=tokens,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        background=background,
+        shift=shift,
+        mirror=mirror,
+    )
+    state, losses = jax.lax.scan(step, state, length=num_steps)
+    check_losses(losses)
+    return state.ema, losses
+
+
+def adaptation(
+    key,
+    network,
+    params,
+    images,
+    masks,
+    kinds,
+    normals,
+    schedule,
+    *,
+    prediction: Prediction = VELOCITY,
+    tokens=None,
+    num_steps: int = 1000,
+    batch_size: int = 4,
+    learning_rate: float = 5e-3,
+    background: float = 0.1,
+    shift: int = 0,
+    mirror: bool = False,
+) -> tuple[TrainState, Callable[[TrainState, None], tuple[TrainState, Float[Array, ""]]]]:
+    """``(state, step)`` of ``adapt``, checked and not yet run: for ``jax.lax.scan`` in pieces, with a look at the losses between them.
+
+    The adapters are ``state.ema``; the same steps in other pieces give the same adapters.
+    """
     what = "few-shot adaptation"
     check_images(images, what)
     check_images(normals, what)
@@ -321,13 +360,16 @@ def adapt(
 
         return train_step(state, x, schedule, loss=loss, optimizer=optimizer)
 
-    state, losses = jax.lax.scan(step, state, length=num_steps)
+    return state, step
+
+
+def check_losses(losses: Float[Array | np.ndarray, " steps"]) -> None:
+    """Raise a FloatingPointError at the first step of ``adapt`` whose loss is not finite; traced ones pass."""
     if concrete(losses) and not np.isfinite(losses).all():
         raise FloatingPointError(
-            f"the loss of {what} is not finite at step {int(np.argmin(np.isfinite(losses)))}; lower the learning rate, or check "
-            "the scale of the images"
+            f"the loss of few-shot adaptation is not finite at step {int(np.argmin(np.isfinite(losses)))}; lower the learning rate, "
+            "or check the scale of the images"
         )
-    return state.ema, losses
 
 
 def _batch(key, images, masks, kinds, normals, batch_size, shift, mirror):
