@@ -49,8 +49,10 @@ def write_cycle_report(
 
 
 def _facts(detector: CycleDetector) -> str:
+    known = detector.known_gain_
     facts = {
         "first detector": type(detector.first_).__name__,
+        **({} if known is None else {"AUROC by the direction to known anomalies": f"{known:+.4f} on those left out"}),
         "columns": str(detector.n_features_in_),
         "rounds": f"{len(detector.rounds_)} of {detector.rounds}",
         "false alarm rate": f"{detector.false_alarm_rate:g}",
@@ -73,8 +75,8 @@ def _gains(detector: CycleDetector) -> str:
         {"round": (range(1, len(rounds) + 1), drawn)}, label="gain of AUROC in points", scale="linear"
     )
     words = (
-        "AUROC of the head and the first detector together, less that of the first detector alone; on each kind by a head trained "
-        "without it. What counts is the gain on known anomalies where there are any, else the mean of the kinds less twice its error."
+        "AUROC with the head, less that without it; on each kind by a head trained without it, on known anomalies by one trained without "
+        "that one. What counts is the mean less twice its error: over known anomalies where there are any, else over the kinds."
     )
     return figure(chart, words)
 
@@ -88,6 +90,7 @@ def _rounds(detector: CycleDetector) -> str:
         "gain on kinds, mean": lambda row: _share(row, "kind_gain", "+.4f"),
         "gain on kinds, less twice its error": lambda row: _share(row, "sure_gain", "+.4f"),
         "gain on known anomalies": lambda row: _share(row, "known_gain", "+.4f"),
+        "gain on known anomalies, less twice its error": lambda row: _share(row, "sure_known_gain", "+.4f"),
         "artefact: AUROC of the head": lambda row: _share(row, "artefact"),
         "artefact: AUROC of the first detector": lambda row: _share(row, "artefact_first"),
     }
