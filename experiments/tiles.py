@@ -74,6 +74,7 @@ def run(config: Config) -> list[dict]:
 
 def base(config: Config, x) -> DiffusionDetector:
     """The denoiser of normal tiles; a run that was stopped goes on."""
+    config.work.mkdir(parents=True, exist_ok=True)
     return DiffusionDetector(
         NETWORK,
         schedule=noise.cosine(1000),
