@@ -11,8 +11,9 @@ import numpy as np
 from jaxad import figures
 from jaxad.detectors import cycle
 from jaxad.detectors.cycle import CycleDetector
+from jaxad.detectors.fitting import CHUNK, PATIENCE
 from jaxad.generation import Kind
-from jaxad.report import figure, html_table, write_page
+from jaxad.report import figure, html_table, training_figure, write_page
 from jaxad.tables import Cell, Table
 
 STRENGTHS = (0.5, 1.0, 2.0)
@@ -40,6 +41,8 @@ def write_cycle_report(
     if detector.rounds_:
         parts.append(f"<section><h2>Rounds</h2>{_rounds(detector)}</section>")
         parts.append(f"<section><h2>Severity</h2>{_severity(detector, strengths, seed)}</section>")
+        curves = {"denoiser": detector.denoiser_.validation_losses_}
+        parts.append(f"<section><h2>Training</h2>{training_figure(curves, every=CHUNK, patience=PATIENCE)}</section>")
     return write_page(
         out_html,
         title,

@@ -216,6 +216,32 @@ def lines(
     return _render(draw, (8.6, 3.2), picture)
 
 
+def held_out_loss(curves: Mapping[str, Sequence[float]], *, every: int, picture: str = "svg") -> bytes:
+    """Held-out loss of each network at every look, ``every`` steps apart, with a ring around the best: the parameters that were kept.
+
+    Raises:
+        ValueError: no network, or one without a look.
+
+    >>> held_out_loss({"MLP": [0.9, 0.7, 0.8]}, every=200)[:4]
+    b'<svg'
+    """
+    if not curves or not all(len(values) for values in curves.values()):
+        raise ValueError("a picture of held-out losses needs networks with at least one look each")
+
+    def draw(figure):
+        axes, handles = figure.add_axes((0.1, 0.17, 0.62, 0.76)), {}
+        for number, (name, values) in enumerate(curves.items()):
+            steps, style = every * np.arange(1, len(values) + 1), _style(number)
+            (handles[_name(name, 30)],) = axes.plot(steps, values, marker="o", markersize=3, linewidth=1.4, **style)
+            best = int(np.argmin(values))
+            axes.plot(steps[best], values[best], marker="o", markersize=9, fillstyle="none", color=style["color"])
+        axes.set(xlabel="step", ylabel="held-out loss")
+        _frame(axes)
+        figure.legend(handles.values(), handles, loc="upper left", bbox_to_anchor=(0.75, 0.95), frameon=False)
+
+    return _render(draw, (8.6, 3.0), picture)
+
+
 def _cliques(ranks: np.ndarray, difference: float) -> list[tuple[float, float]]:
     """First and last of every longest run of sorted ``ranks`` that lies within ``difference``."""
     bars, reached = [], -1

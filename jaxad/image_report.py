@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxad import localisation, metrics
 from jaxad.data import ImageDataset
+from jaxad.detectors.fitting import CHUNK, PATIENCE
 from jaxad.detectors.image import ImageDetector
-from jaxad.report import write_page
+from jaxad.report import training_figure, write_page
 
 SHOWN_SIDE = 128
 """Shorter side of a picture on the page, in pixels: small ones are enlarged by a whole number, their pixels left as they are."""
@@ -134,7 +135,11 @@ def _facts(detector, dataset, scores, maps) -> str:
             f"{detector.false_alarm_rate:.0%} of normal pictures have a spot.</p>"
         )
     items = "".join(f"<div><dt>{name}</dt><dd>{html.escape(text)}</dd></div>" for name, text in facts.items())
-    return f"<dl>{items}</dl>{words}"
+    curve = ""
+    if detector.network_ is not None:
+        curves = {type(detector.network_).__name__: detector.validation_losses_}
+        curve = training_figure(curves, every=CHUNK, patience=PATIENCE)
+    return f"<dl>{items}</dl>{words}{curve}"
 
 
 def _chosen(dataset: ImageDataset, scores, most: int) -> list[int]:

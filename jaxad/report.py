@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -326,6 +326,15 @@ def figure(svg: bytes, caption: str = "") -> str:
     """A picture of ``figures`` in a page."""
     words = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f"<figure>{svg.decode()}{words}</figure>"
+
+
+def training_figure(curves: Mapping[str, Sequence[float]], *, every: int, patience: int) -> str:
+    """Held-out losses in a page, and the rule by which training stopped: no anomaly has a say in it."""
+    return figure(
+        figures.held_out_loss(curves, every=every),
+        f"Loss on normal rows that were held out, looked at every {every} steps. Training stops after {patience} looks without a new best "
+        "or when the steps are used up, and keeps the parameters of the best look (ring).",
+    )
 
 
 def _folded(title: str, content: str, *, is_open: bool) -> str:

@@ -207,7 +207,8 @@ def test_the_page_shows_what_the_rounds_gained_and_kept_and_how_severe_anomalies
     p = fitted.p_values(made.x)[np.asarray(made.kind) == Kind.GLOBAL]
     assert rows["global"] == f"{np.median(p):.3f} ({np.mean(p <= fitted.false_alarm_rate):.0%})"
     assert ("accepted" if fitted.accepted_ else "closed") + f"</strong>: {fitted.reason_}" in page
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2
+    assert "Training stops after 5 looks without a new best" in page
     assert not re.search(r'(href|src)="(?![#]|data:)', page)
     # Rounds need not have the same kinds, nor gains at all.
     other = copy.copy(fitted)

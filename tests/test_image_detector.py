@@ -226,6 +226,7 @@ def test_a_page_shows_the_worst_anomalies_and_ordinary_normal_pictures(detector,
     page = image_report.write_image_report(detector, pictures, tmp_path / "page.html", most=4).read_text()
     assert page.count("<img") == 4 * 5
     assert "AUPRO at 0.3" in page
+    assert "looked at every 200 steps. Training stops after 5 looks without a new best" in page
 
 
 def test_the_examples_in_the_docstrings():

@@ -215,6 +215,9 @@ PICTURES = {
     "lines": lambda names, picture: figures.lines(
         {"rows": ([10, 100], {n: [0.5, 0.9] for n in names})}, label="AUROC in %", picture=picture
     ),
+    "losses": lambda names, picture: figures.held_out_loss(
+        {n: [0.9, 0.4, 0.5] for n in names}, every=200, picture=picture
+    ),
 }
 
 
@@ -253,6 +256,8 @@ def test_pictures_refuse_what_they_cannot_show():
         figures.spread({"a": []}, label="AUROC")
     with pytest.raises(ValueError, match="one number per value"):
         figures.lines({"rows": ([10, 100], {"a": [0.5]})}, label="AUROC")
+    with pytest.raises(ValueError, match="at least one look"):
+        figures.held_out_loss({"a": []}, every=200)
 
 
 def test_bars_join_the_longest_runs_within_the_difference():
