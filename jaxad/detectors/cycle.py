@@ -250,7 +250,7 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         stage = self._stage(X, base, rng)
         key = jax.random.key(rng.randint(2**31 - 1))
         known = None if few is None else _Known.of(few, stage)
-        trusted = () if known is None else self._learn_direction(stage, known)
+        trusted, said = ((), "") if known is None else self._learn_direction(stage, known)
         strength, last, best, judges = 1.0, -np.inf, None, ()
         for number in range(self.rounds):
             key, round_key = jax.random.split(key)
@@ -277,9 +277,7 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             reason = "the head tells reconstructed normal rows from the rows themselves: it has learned the generator"
         else:
             reason = f"fewer than two kinds of anomalies were hard and new in round {len(self.rounds_)}"
-        if self.known_gain_ is not None:
-            verdict = "kept" if hasattr(self, "direction_") else "left out"
-            reason = f"the direction to the known anomalies adds {self.known_gain_:.4f} on those left out and is {verdict}; {reason}"
+        reason = said + reason
         self.accepted_ = bool(trusted)
         if trusted:
             self.first_scale_ = tuple(cycle.Scale.fit(-self.first_.calibration_scores_))
@@ -313,25 +311,27 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         calibration = scale(-inner.calibration_scores_)
         return _Stage(normals, self._features(train), seen(held_out), calibration, seen)
 
-    def _learn_direction(self, stage, known) -> tuple["_Part", ...]:
-        """The direction to the known anomalies, unless those left out in turns say that it harms; no part then."""
+    def _learn_direction(self, stage, known) -> tuple[tuple["_Part", ...], str]:
+        """The direction to the known anomalies, unless those left out in turns prove that it harms; and what they say, in words."""
 
         def part(few) -> _Part:
             return _Part.of(partial(_along, cycle.direction(stage.features, few)), stage)
 
         left_out = [part(np.delete(known.seen.features, fold, axis=0)) for fold in known.folds]
         if not left_out:
-            return ()
+            return (), ""
         gains = known.gains(stage, left_out)
         self.known_gain_ = float(np.mean(gains))
+        twice_its_error = self.known_gain_ - cycle.sure_gain(gains)
+        said = f"the direction to the known anomalies adds {self.known_gain_:.4f} +- {twice_its_error:.4f} on those left out"
         # A handful of them is too few to prove a gain that is there on average; a harm that they prove is taken for one.
-        if cycle.sure_gain(-np.array(gains)) >= 0:
-            return ()
+        if self.known_gain_ + twice_its_error <= 0:
+            return (), f"{said} and is left out; "
         whole = part(known.seen.features)
         self.direction_, self.direction_scale_ = whole.score.args[0], tuple(whole.scale)
         for before, each in zip(known.trusted, left_out, strict=True):
             before.append(each)
-        return (whole,)
+        return (whole,), f"{said} and is kept; "
 
     def _round(self, stage, known, trusted, judges, strength, key) -> "_Found | None":
         """Generate, keep, learn, judge; what there is to say of it goes to ``rounds_``. None if there was nothing to learn from."""
