@@ -2,7 +2,7 @@
 
     python -m experiments.fleet
 
-Runtime: about 10 minutes on 2 cores. 500 tables of 1,000 x 20 rows (each its own Gaussian, sizes ragged when ``--ragged``), one small
+Runtime: about 6 minutes for each network on 2 cores. 500 tables of 1,000 x 20 rows (each its own Gaussian, sizes ragged when ``--ragged``), one small
 diffusion detector each: ``fit_many`` against 500 calls of ``fit``, compile time counted in both. Written to
 ``experiments/results/fleet.jsonl``. Expected: equal scores up to rounding; the ratio of times by the size of the network: what a step
 costs beyond its arithmetic is paid once instead of 500 times.
