@@ -190,7 +190,8 @@ def deep_sad(normals, anomalies, seed: int, *, num_steps: int = 3000, weight: fl
 
     @jax.jit
     def fitted():
-        start = trained({"encoder": encoder, "decoder": decoder}, reconstruction, keys[6], num_steps // 3)["encoder"]
+        both: Any = trained({"encoder": encoder, "decoder": decoder}, reconstruction, keys[6], num_steps // 3)
+        start = both["encoder"]
         centre = mapped(start, normals).mean(axis=0)
         centre = jnp.where(jnp.abs(centre) < 0.1, jnp.where(centre < 0, -0.1, 0.1), centre)  # as published
 

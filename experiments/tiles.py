@@ -34,6 +34,7 @@ from jaxad.denoisers import DiT
 from jaxad.denoising import make_denoiser
 from jaxad.detectors import DiffusionDetector
 from jaxad.evaluation import current_commit, device_name
+from jaxad.generation.few_shot import init_adapters
 from jaxad.localisation import aupro, pixel_auroc, pixel_average_precision
 
 NETWORK = DiT(hidden=128, depth=4, heads=4, patch_size=6)
@@ -195,7 +196,7 @@ def few_shot(config: Config, detector, few, few_masks, kinds, normals, key, x, *
             mirror=True,
         )
     )
-    adapters = learned(learn_key)[0] if taught else g.init_adapters(learn_key, network, params, int(kinds.max()) + 1)
+    adapters = learned(learn_key)[0] if taught else init_adapters(learn_key, network, params, int(kinds.max()) + 1)
     wanted = np.asarray(jax.random.randint(kind_key, (len(x),), 0, kinds.max() + 1))
     masks = np.zeros(x.shape[:3], bool)
     for kind in range(kinds.max() + 1):
@@ -245,26 +246,27 @@ def in_batches(key, x, make: Callable[[Any, slice], Any], size: int = 50) -> np.
 def pixel_features(detector, x) -> np.ndarray:
     """``[rows, height, width, features]``: derivatives of Gaussians at three scales, what is left of a wide mean, denoising errors."""
     picture = np.asarray(x, np.float32)[..., 0]
-    blur = partial(ndimage.gaussian_filter, picture)
-    found = [picture, picture - blur((0, 8, 8))]
+
+    def blur(scale: float, down: int = 0, right: int = 0):
+        """Over height and width, ``down`` and ``right`` times differentiated."""
+        order: Any = (0, down, right)
+        return ndimage.gaussian_filter(picture, (0, scale, scale), order=order)
+
+    found = [picture, picture - blur(8)]
     for scale in (0.7, 1.6, 3.5):
-        dyy, dyx, dxx = (blur((0, scale, scale), order=(0, *order)) for order in ((2, 0), (1, 1), (0, 2)))
+        dyy, dyx, dxx = blur(scale, 2, 0), blur(scale, 1, 1), blur(scale, 0, 2)
         middle, apart = (dyy + dxx) / 2, np.sqrt(((dyy - dxx) / 2) ** 2 + dyx**2)
-        found += [
-            blur((0, scale, scale)),
-            np.hypot(blur((0, scale, scale), order=(0, 1, 0)), blur((0, scale, scale), order=(0, 0, 1))),
-        ]
-        found += [middle + apart, middle - apart]
+        slope = np.hypot(blur(scale, 1, 0), blur(scale, 0, 1))
+        found += [blur(scale), slope, middle + apart, middle - apart]
     denoise = make_denoiser(detector.network_, detector.params_, detector.prediction_)
 
     @jax.jit
     def errors(rows):
-        noisy = noise.add_noise
         made = []
         for i in range(len(LEVELS)):
             level, key = LEVELS[i].to(rows.dtype), jax.random.fold_in(jax.random.key(0), i)
             drawn = jnp.broadcast_to(jax.random.normal(key, rows.shape[1:], rows.dtype), rows.shape)
-            made.append(rows - denoise(noisy(rows, drawn, level), level))
+            made.append(rows - denoise(noise.add_noise(rows, drawn, level), level))
         made = jnp.concatenate(made, axis=-1)
         return jnp.concatenate([made, made**2], axis=-1)
 

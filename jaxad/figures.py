@@ -216,7 +216,7 @@ def lines(
     return _render(draw, (8.6, 3.2), picture)
 
 
-def held_out_loss(curves: Mapping[str, Sequence[float]], *, every: int, picture: str = "svg") -> bytes:
+def held_out_loss(curves: Mapping[str, Any], *, every: int, picture: str = "svg") -> bytes:
     """Held-out loss of each network at every look, ``every`` steps apart, with a ring around the best: the parameters that were kept.
 
     Raises:

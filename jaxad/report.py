@@ -2,9 +2,10 @@
 
 import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -328,7 +329,7 @@ def figure(svg: bytes, caption: str = "") -> str:
     return f"<figure>{svg.decode()}{words}</figure>"
 
 
-def training_figure(curves: Mapping[str, Sequence[float]], *, every: int, patience: int) -> str:
+def training_figure(curves: Mapping[str, Any], *, every: int, patience: int) -> str:
     """Held-out losses in a page, and the rule by which training stopped: no anomaly has a say in it."""
     return figure(
         figures.held_out_loss(curves, every=every),
