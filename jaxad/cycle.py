@@ -264,7 +264,7 @@ def direction(
 ) -> Float[np.ndarray, " features"]:
     """Where a few known anomalies lie: a ridge logistic regression (C = .1, both classes count alike); a row's score is ``w x``.
 
-    Features on a scale of about 1. C was set on twelve tables that are not of ADBench (docs/generation.md).
+    Features on a scale of about 1. C was set on twelve tables, eleven of which are not of ADBench (docs/generation.md).
 
     >>> rows = np.random.default_rng(0).normal(size=(1000, 2))
     >>> direction(rows, np.array([[3.0, 0.0], [4.0, 0.0]])).round(1)
