@@ -129,11 +129,18 @@ def test_the_direction_to_known_anomalies_is_taken_where_it_helps_those_left_out
 )
 def test_a_direction_that_harms_those_left_out_for_certain_is_not_taken(monkeypatch, gains, kept):
     monkeypatch.setattr(estimator._Known, "gains", lambda *_: list(gains))
-    rows, few = normal_rows(400), broken_rows(6)
-    detector = CycleDetector(MahalanobisDetector(), rounds=1, num_steps=300).fit(rows, anomalies=few)
+    rng = np.random.default_rng(0)
+
+    def seen(rows):
+        return estimator._Rows(np.zeros(len(rows)), rows)
+
+    rows = rng.normal(size=(100, 3))
+    stage = estimator._Stage(rows, rows, seen(rng.normal(size=(50, 3))), np.zeros(100), seen)
+    detector = CycleDetector()
+    parts, said = detector._learn_direction(stage, estimator._Known.of(rng.normal(size=(6, 3)) + 3, stage))
     assert detector.known_gain_ == pytest.approx(np.mean(gains))
-    assert hasattr(detector, "direction_") == kept
-    assert ("is kept" in detector.reason_) == kept
+    assert (len(parts) == 1) == hasattr(detector, "direction_") == kept
+    assert said.endswith(f"on those left out and is {'kept' if kept else 'left out'}; ")
 
 
 def test_no_gain_means_the_first_detector_to_the_bit():
