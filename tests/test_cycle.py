@@ -137,10 +137,17 @@ def test_a_direction_that_harms_those_left_out_for_certain_is_not_taken(monkeypa
     rows = rng.normal(size=(100, 3))
     stage = estimator._Stage(rows, rows, seen(rng.normal(size=(50, 3))), np.zeros(100), seen)
     detector = CycleDetector()
-    parts, said = detector._learn_direction(stage, estimator._Known.of(rng.normal(size=(6, 3)) + 3, stage))
+    known = estimator._Known.of(rng.normal(size=(6, 3)) + 3, stage)
+    parts, said = detector._learn_direction(stage, known)
     assert detector.known_gain_ == pytest.approx(np.mean(gains))
     assert (len(parts) == 1) == hasattr(detector, "direction_") == kept
     assert said.endswith(f"on those left out and is {'kept' if kept else 'left out'}; ")
+    # What comes next is judged beside it, for each fold by the version that has not seen the fold.
+    assert [len(trusted) for trusted in known.trusted] == [int(kept)] * 5
+    for fold, trusted in zip(known.folds, known.trusted, strict=True):
+        for part in trusted:
+            left = np.delete(known.rows, fold, axis=0)
+            np.testing.assert_array_equal(part.score.args[0], cycle.direction(rows, left))
 
 
 def test_no_gain_means_the_first_detector_to_the_bit():
