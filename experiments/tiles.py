@@ -2,12 +2,13 @@
 
     python -m experiments.tiles
 
-Runtime: about 25 minutes for the denoiser and 15 for every seed on 2 cores. Magnetic tiles, gray, 96 x 96. A DiT is trained on 476
-defect-free tiles, once. For every seed five defects of each of the five kinds are known (drawn from different tiles; no other photograph
-of the same tile is tested) and every method makes as many pictures with masks from the same normal ones. The detector is the same for
-all: gradient-boosted trees on filters of a pixel's surroundings and on the denoiser's errors there, trained on a sample of pixels.
-Tested on the defects that nobody has seen and on the other 476 normal tiles. Written to ``experiments/results/tiles.jsonl``; the
-pictures, which come from a data set that is not ours, to ``--pictures``. Expected: docs/generation.md.
+Runtime: the short run of docs/generation.md took an hour beside other work on 2 cores; the defaults, not run yet, twice that and more.
+Magnetic tiles, gray, 96 x 96. A DiT is trained on 476 defect-free tiles, once. For every seed five defects of each of the five kinds are
+known (drawn from different tiles; no other photograph of the same tile is tested) and every method makes as many pictures with masks
+from the same normal ones. The detector is the same for all: gradient-boosted trees on filters of a pixel's surroundings and on the
+denoiser's errors there, trained on a sample of pixels. Tested on the defects that nobody has seen and on the other 476 normal tiles.
+Written to ``experiments/results/tiles.jsonl``; the pictures, which come from a data set that is not ours, to ``--pictures``. Expected:
+docs/generation.md.
 """
 
 import json

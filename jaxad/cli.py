@@ -164,7 +164,8 @@ def fit(
         raise ValueError("--tensorboard writes its curves to the run directory: name one with --run-dir")
     run = None if run_dir is None else RunDirectory(run_dir, save_minutes, tensorboard=tensorboard)
     settings = {"random_state": seed, "false_alarm_rate": false_alarm_rate, "run_dir": run}
-    with where.joined(), exit_on_user_error():
+    # Inside as well: what ends one of several processes has to be its exit code by the time the others hear of it.
+    with where.joined(), _exit_on_mendable():
         if data.is_dir():
             reading = {"size": size, "fit": "crop" if crop else "resize", "channels": channels}
             settings |= {"maps": maps, "num_steps": num_steps}
@@ -796,14 +797,21 @@ def use_compilation_cache() -> None:
 
 
 @contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """One sentence and exit code 2 for what the user can mend; anything else is a bug and keeps its traceback."""
+def _exit_on_mendable() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"jaxad: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """One sentence and exit code 2 for what the user can mend; anything else is a bug and keeps its traceback."""
+    try:
+        with _exit_on_mendable():
+            yield
     except RunStopped as stopped:
         print(f"jaxad: {stopped}", file=sys.stderr)
         raise

@@ -183,6 +183,10 @@ def test_known_anomalies_teach_what_the_first_detector_cannot_see():
     before, after = (auroc(labels, -d.score_samples(test)) for d in (detector.first_, detector))
     assert before < 0.2
     assert after > before + 0.3
+    # All that was accepted is in the scores that the threshold is set by (of the detector without these rows), all on one scale.
+    assert "round 1 adds" in detector.reason_
+    again = detector.score_samples(detector._in_units(detector.normals_))
+    assert np.abs(detector.calibration_scores_ - again).mean() < 0.1
     # The threshold was set on rows that nothing was fitted on.
     assert (detector.predict(ring(1000)) == -1).mean() < 0.15
 

@@ -217,7 +217,7 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         return self
 
     def score_samples(self, X) -> np.ndarray:
-        """Larger = more normal, ``[rows]``: the first detector's score, or minus the mean of it and the head on their common scale."""
+        """Larger = more normal, ``[rows]``: the first detector's score, or minus its mean with what was accepted, on a common scale."""
         X = check_scoring_data(self, X)
         first = self.first_.score_samples(X)
         if not self.accepted_:

@@ -92,7 +92,7 @@ MOST_ELEMENTS = 2**21
 
 
 MEMBERS_AT_ONCE = 16
-"""Networks of a fleet that a CPU trains side by side, 50 steps each, before the next ones: 500 at once are slower than one by one."""
+"""Networks of a fleet that a CPU trains side by side, ``CHUNK`` steps, before the next ones: 500 at once are slower than one by one."""
 
 LARGE_BATCH = 2**16
 """Numbers in a batch from which on it is asked whether the training fits in memory: to ask takes a second, and small ones fit."""
