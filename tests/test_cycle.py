@@ -186,7 +186,7 @@ def test_known_anomalies_teach_what_the_first_detector_cannot_see():
     # All that was accepted is in the scores that the threshold is set by (of the detector without these rows), all on one scale.
     assert "round 1 adds" in detector.reason_
     again = detector.score_samples(detector._in_units(detector.normals_))
-    assert np.abs(detector.calibration_scores_ - again).mean() < 0.1
+    assert np.abs(detector.calibration_scores_ - again).mean() < 0.08  # .04; with the head left out .12
     # The threshold was set on rows that nothing was fitted on.
     assert (detector.predict(ring(1000)) == -1).mean() < 0.15
 
