@@ -150,6 +150,69 @@ def test_a_direction_that_harms_those_left_out_for_certain_is_not_taken(monkeypa
             np.testing.assert_array_equal(part.score.args[0], cycle.direction(rows, left))
 
 
+def test_few_normal_rows_still_learn_the_direction(tmp_path):
+    """30 rows, none of which can be set aside."""
+    rng = np.random.default_rng(0)
+    wrong = rng.normal(size=(105, 4)) * 0.5 + [2, 2, 0, 0]
+    rows, test = rng.normal(size=(30, 4)), np.concatenate([rng.normal(size=(300, 4)), wrong[5:]])
+    detector = CycleDetector(MahalanobisDetector()).fit(rows, anomalies=wrong[:5])
+    assert detector.accepted_
+    assert detector.reason_.endswith("on those left out and is kept; the cycle needs 100 normal rows, got 30")
+    before, after = (auroc(np.repeat([0, 1], [300, 100]), -d.score_samples(test)) for d in (detector.first_, detector))
+    assert after > before + 0.05
+    # The threshold is set by rows that were not in what scored them.
+    assert (detector.predict(rng.normal(size=(2000, 4))) == -1).mean() < 0.15
+    save_detector(detector, tmp_path / "model")
+    loaded = load_detector(tmp_path / "model")
+    np.testing.assert_allclose(loaded.score_samples(test), detector.score_samples(test), rtol=1e-6)
+    # Fewer, or a single known anomaly, which cannot be left out: nothing.
+    for count, known in ((19, 5), (30, 1)):
+        alone = CycleDetector(MahalanobisDetector()).fit(rows[:count], anomalies=wrong[:known])
+        np.testing.assert_array_equal(alone.score_samples(test), alone.first_.score_samples(test))
+        assert alone.reason_.endswith("the first detector stands alone")
+
+
+def test_of_few_rows_none_is_scored_by_what_it_was_in(monkeypatch):
+    rng = np.random.default_rng(0)
+    rows, known = rng.normal(size=(30, 3)), rng.normal(size=(3, 3)) + 2
+    seen = []
+
+    def fit(self, X, y=None):
+        seen.append(X)
+        return original(self, X)
+
+    original = MahalanobisDetector.fit
+    monkeypatch.setattr(MahalanobisDetector, "fit", fit)
+    detector = CycleDetector(MahalanobisDetector()).fit(rows, anomalies=known)
+    assert [len(each) for each in seen] == [30, *[24] * 5]
+    left_out = [{tuple(row) for row in rows} - {tuple(row) for row in each} for each in seen[1:]]
+    assert sorted(map(len, left_out)) == [6] * 5
+    assert len(set.union(*left_out)) == 30
+    # By hand: a row's score is the mean of both, each fitted without the row's fold.
+    first = np.empty(30)
+    along = np.empty(30)
+    standardised = np.clip((rows - rows.mean(axis=0)) / rows.std(axis=0), -10, 10)
+    far = np.clip((known - rows.mean(axis=0)) / rows.std(axis=0), -10, 10)
+    for each in left_out:
+        fold = np.array([tuple(row) in each for row in rows])
+        first[fold] = -original(MahalanobisDetector(), rows[~fold]).score_samples(rows[fold])
+        along[fold] = standardised[fold] @ cycle.direction(standardised[~fold], far)
+    expected = (cycle.Scale(*detector.first_scale_)(first) + cycle.Scale.fit(along)(along)) / 2
+    np.testing.assert_allclose(detector.calibration_scores_, -expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(-0.01, False), (0.01, True)])
+def test_a_direction_that_harms_is_left_out_of_few_rows_too(monkeypatch, gain, kept):
+    monkeypatch.setattr(cycle, "gain", lambda *_: gain)
+    rng = np.random.default_rng(0)
+    rows, test = rng.normal(size=(30, 3)), rng.normal(size=(20, 3))
+    detector = CycleDetector(KNNDetector()).fit(rows, anomalies=rng.normal(size=(3, 3)) + 2)
+    assert detector.accepted_ == kept
+    alone = KNNDetector().fit(rows)
+    assert np.array_equal(detector.score_samples(test), alone.score_samples(test)) != kept
+    assert np.array_equal(detector.p_values(test), alone.p_values(test)) != kept
+
+
 def test_no_gain_means_the_first_detector_to_the_bit():
     """Whatever the gain: a head that sees the generator is refused."""
     detector = CycleDetector(KNNDetector(), rounds=1, num_steps=300)  # shapes that are compiled already

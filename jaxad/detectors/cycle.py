@@ -16,12 +16,14 @@ from jaxad.denoisers import MLP
 from jaxad.denoising import make_denoiser
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.diffusion import DiffusionDetector
-from jaxad.detectors.fitting import score_in_batches
+from jaxad.detectors.fitting import Standardiser, score_in_batches
 from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
 from jaxad.generation import Generated, Kind, check_examples, nng_mix, several
 
 FEWEST_ROWS = 100
 """Below that p-values are too coarse for the band, and too few rows judge."""
+FEWEST_FOR_DIRECTION = 20
+"""Below that nothing is learned from known anomalies either."""
 GENERATED_ROWS = 2048
 MOST_ROWS = 2000
 """Normal rows, of each of the two parts, that the head learns from, and that judge it."""
@@ -30,6 +32,8 @@ LEAST_GAIN = 0.002
 MOST_ARTEFACT = 0.7
 """AUROC with which a head may tell reconstructed normal rows from the rows themselves, if the first detector does not either."""
 ANOMALY_FOLDS = 5
+ROW_FOLDS = 5
+"""Of fewer rows than ``FEWEST_ROWS``, none of which can be set aside."""
 FEATURE_LEVELS = noise.log_uniform(6, sigma_min=0.05, sigma_max=2.0)
 
 
@@ -151,7 +155,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
 
     A few known anomalies teach a direction (``cycle.direction``, on the same features), which joins that mean unless those left out in
     turns prove that it harms; a head then learns from known and generated ones, and has to prove, on known ones it has not seen, that it
-    adds to both.
+    adds to both. Of 20 to 99 normal rows only the direction is learned, and on the columns alone; each row is scored by detectors and
+    directions of the other folds, since none can be set aside.
 
     Args:
         detector: the first detector; anything of ``jaxad`` that keeps ``calibration_scores_``; None: ``ConsensusDetector``.
@@ -205,11 +210,15 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
                 "take a detector of jaxad"
             )
         self.rounds_, self.accepted_, self.known_gain_ = [], False, None
-        for name in ("denoiser_", "direction_", "head_"):  # of an earlier fit
+        for name in ("denoiser_", "standardiser_", "direction_", "head_"):  # of an earlier fit
             vars(self).pop(name, None)
         self.first_ = _fresh(base).fit(X)
         if len(X) < FEWEST_ROWS:
-            self.reason_ = f"the cycle needs {FEWEST_ROWS} normal rows, got {len(X)}: the first detector stands alone"
+            said = ""
+            if few is not None and len(few) > 1 and len(X) >= FEWEST_FOR_DIRECTION:
+                said = self._learn_direction_of_few_rows(X, few, base, rng)
+            alone = "" if self.accepted_ else ": the first detector stands alone"
+            self.reason_ = f"{said}the cycle needs {FEWEST_ROWS} normal rows, got {len(X)}{alone}"
         else:
             self._cycle(X, few, base, rng)
         if not self.accepted_:
@@ -299,8 +308,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             verbose=self.verbose,
         ).fit(train)
         train, held_out = train[:MOST_ROWS], held_out[:MOST_ROWS]
-        self.normals_ = self.denoiser_.standardiser_(held_out)
-        normals = self.denoiser_.standardiser_(train)
+        self.standardiser_ = self.denoiser_.standardiser_
+        self.normals_, normals = self.standardiser_(held_out), self.standardiser_(train)
         errors = np.log(self._errors(normals) + 1e-6)
         self.error_mean_, self.error_scale_ = errors.mean(axis=1), errors.std(axis=1) + 1e-6
         scale = cycle.Scale.fit(-inner.calibration_scores_)
@@ -320,18 +329,52 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         left_out = [part(np.delete(known.seen.features, fold, axis=0)) for fold in known.folds]
         if not left_out:
             return (), ""
-        gains = known.gains(stage, left_out)
-        self.known_gain_ = float(np.mean(gains))
-        twice_its_error = self.known_gain_ - cycle.sure_gain(gains)
-        said = f"the direction to the known anomalies adds {self.known_gain_:.4f} +- {twice_its_error:.4f} on those left out"
-        # A handful of them is too few to prove a gain that is there on average; a harm that they prove is taken for one.
-        if self.known_gain_ + twice_its_error <= 0:
-            return (), f"{said} and is left out; "
+        kept, said = self._is_kept(known.gains(stage, left_out))
+        if not kept:
+            return (), said
         whole = part(known.seen.features)
         self.direction_, self.direction_scale_ = whole.score.args[0], tuple(whole.scale)
         for before, each in zip(known.trusted, left_out, strict=True):
             before.append(each)
-        return (whole,), f"{said} and is kept; "
+        return (whole,), said
+
+    def _is_kept(self, gains) -> tuple[bool, str]:
+        """Of the direction, what it adds on every known anomaly by the version made without it: is it kept, and what they say."""
+        self.known_gain_ = float(np.mean(gains))
+        twice_its_error = self.known_gain_ - cycle.sure_gain(gains)
+        # A handful of them is too few to prove a gain that is there on average; a harm that they prove is taken for one.
+        kept = self.known_gain_ + twice_its_error > 0
+        said = f"the direction to the known anomalies adds {self.known_gain_:.4f} +- {twice_its_error:.4f} on those left out"
+        return kept, f"{said} and is {'kept' if kept else 'left out'}; "
+
+    def _learn_direction_of_few_rows(self, X, few, base, rng) -> str:
+        """The same where no row can be set aside: each is scored by a detector and by directions that were fitted without its fold."""
+        self.standardiser_ = Standardiser.fit(X)
+        features, known = self._features(X), self._features(few)
+        folds = np.array_split(rng.permutation(len(X)), ROW_FOLDS)
+        scale = cycle.Scale.fit(-self.first_.calibration_scores_)
+        first = np.empty(len(X))
+        for fold in folds:
+            first[fold] = scale(-_fresh(base).fit(np.delete(X, fold, axis=0)).score_samples(X[fold]))
+
+        def learned(known):
+            """The direction, its scale, and the rows' places on it, by the directions without them."""
+            along = np.empty(len(X))
+            for fold in folds:
+                along[fold] = features[fold] @ cycle.direction(np.delete(features, fold, axis=0), known)
+            scale = cycle.Scale.fit(along)
+            return cycle.direction(features, known), scale, np.stack([first, scale(along)])
+
+        gains = []
+        for i, score in enumerate(scale(-self.first_.score_samples(few))):
+            direction, its_scale, normal = learned(np.delete(known, i, axis=0))
+            gains.append(cycle.gain(normal, np.stack([[score], its_scale(known[[i]] @ direction)])))
+        self.accepted_, said = self._is_kept(gains)
+        if self.accepted_:
+            self.direction_, its_scale, normal = learned(known)
+            self.first_scale_, self.direction_scale_ = tuple(scale), tuple(its_scale)
+            self._calibrate_on(-normal.mean(axis=0))
+        return said
 
     def _round(self, stage, known, trusted, judges, strength, key) -> "_Found | None":
         """Generate, keep, learn, judge; what there is to say of it goes to ``rounds_``. None if there was nothing to learn from."""
@@ -387,13 +430,12 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
 
     def _with_known(self, features, members, known, stage, key):
         """``(features, weights of every member)``: known anomalies and their mixes take half of the weight."""
-        standardise = self.denoiser_.standardiser_
         normals = jnp.asarray(stage.normals)
         without = [[], *known.folds]
         pieces = []
         for fold, mix_key in zip(without, jax.random.split(key, len(without)), strict=True):
             left = np.delete(known.rows, np.asarray(fold, int), axis=0)
-            mixes = nng_mix(mix_key, jnp.asarray(standardise(left)), normals, 128).x
+            mixes = nng_mix(mix_key, jnp.asarray(self.standardiser_(left)), normals, 128).x
             pieces.append(self._features(np.concatenate([left, self._in_units(np.asarray(mixes))])))
         ends = len(features) + np.cumsum([0, *map(len, pieces)])
         weights = []
@@ -410,8 +452,7 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
 
     def _in_units(self, rows) -> np.ndarray:
         """Standardised rows in the columns' own units."""
-        scale = self.denoiser_.standardiser_
-        return rows.astype(np.float64) * scale.scale + scale.mean
+        return rows.astype(np.float64) * self.standardiser_.scale + self.standardiser_.mean
 
     # ---------------------------------------------------------------------------------------------------------- features
 
@@ -429,8 +470,13 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         return score_in_batches(partial(_errors, self.denoiser_.params_, key, **self._closed()), rows)
 
     def _features(self, X):
-        """``[rows, columns + levels]``: standardised columns, and the logarithm of the denoising error at every level, standardised."""
-        rows = self.denoiser_.standardiser_(X)
+        """``[rows, columns + levels]``: standardised columns, and the logarithm of the denoising error at every level, standardised.
+
+        Columns alone where there is no denoiser.
+        """
+        rows = self.standardiser_(X)
+        if not hasattr(self, "denoiser_"):
+            return np.clip(rows, -10, 10)
         errors = (np.log(self._errors(rows) + 1e-6) - self.error_mean_[:, None]) / self.error_scale_[:, None]
         return np.concatenate([np.clip(rows, -10, 10), np.clip(errors.T, -10, 10)], axis=1).astype(np.float32)
 
