@@ -1,8 +1,9 @@
 """The experiments on generated anomalies run, and print what they measured."""
 
+import numpy as np
 import pytest
 
-from experiments import generation_quality, synthetic_kinds
+from experiments import generation_quality, synthetic_kinds, tiles
 
 
 def test_synthetic_kinds_rank_detectors(data_dir, tmp_path):
@@ -30,6 +31,37 @@ def test_a_quality_record_becomes_a_line():
     lines = generation_quality.markdown([record]).splitlines()
     assert lines[0] == "**toy**, kNN alone 0.900 AUROC"
     assert lines[-1] == "| point | 0.25 | +0.100 [-0.010, +0.200] |"
+
+
+def test_of_every_kind_the_half_that_is_seen_stays():
+    """Rows 0, 2, 4, 6 are of one kind, 1, 3, 5, 7 of another that is seen less."""
+    masks = np.zeros((8, 4, 4), bool)
+    masks[:, 1:3, 1:3] = True
+    before, after = np.zeros((8, 4, 4, 5)), np.full((8, 4, 4, 5), 9.0)  # outside the mask it does not count
+    after[masks] = np.repeat([1.0, 0.1, 3.0, 0.3, 2.0, 0.4, 4.0, 0.2], 4)[:, None]
+    np.testing.assert_array_equal(tiles.seen_half(after, before, masks, 2), [2, 3, 5, 6])
+
+
+def test_trees_see_as_much_of_a_small_defect_as_of_a_large_one():
+    """A feature that is 1 in small defects, another in large ones; the small ones are a hundredth of all defective pixels."""
+    rng = np.random.default_rng(0)
+    features, masks = rng.normal(size=(4, 32, 32, 2)) * 0.1, np.zeros((4, 32, 32), bool)
+    masks[:2, :2, :4], masks[2:, :, :25] = True, True
+    features[:2, :, :, 0] += masks[:2]
+    features[2:, :, :, 1] += masks[2:]
+    maps = tiles.trees(tiles.Config(pixels=4000), 0, [features], [masks], rng.normal(size=(3, 32, 32, 2)) * 0.1)
+    found = maps(features)
+    assert min(found[:2][masks[:2]].mean(), found[2:][masks[2:]].mean()) > found[~masks].mean() + 2
+    assert found[0, 0, 1] > found[~masks].max()
+
+
+def test_known_tiles_are_not_tested_in_another_photograph(data_dir):
+    _, test = tiles.data.magnetic_tile(data_dir)
+    known, rest = tiles.split(test, 0)
+    assert sorted({test.kinds[i]: 0 for i in known}) == ["blowhole", "break", "crack", "fray", "uneven"]
+    tile = [name.split("_num_")[-1] for name in test.files]
+    assert len({tile[i] for i in known}) == len(known) == 25
+    assert not {tile[i] for i in known} & {tile[i] for i in rest}
 
 
 @pytest.mark.slow
