@@ -26,14 +26,16 @@ import tyro
 from PIL import Image
 from rich.console import Console
 from scipy import ndimage
+from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from jaxad import data, noise, synthesis
+from experiments.generation_quality import against, flat
+from jaxad import data, noise, quality, synthesis
 from jaxad import generation as g
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.denoisers import DiT
 from jaxad.denoising import make_denoiser
-from jaxad.detectors import DiffusionDetector
+from jaxad.detectors import DiffusionDetector, KNNDetector
 from jaxad.evaluation import current_commit, device_name
 from jaxad.generation.few_shot import init_adapters
 from jaxad.localisation import aupro, pixel_auroc, pixel_average_precision
@@ -135,6 +137,25 @@ def one_seed(config: Config, detector, train, test, seed: int) -> list[dict]:
     judged("no generation: denoising error", ndimage.gaussian_filter(on_test[..., -3:].mean(axis=-1), (0, 2, 2)))
     judged("no generation: the known defects alone", trees(config, seed, [on_few], [few_masks], on_normals)(on_test))
 
+    good = scale(np.float32(test.x[[i for i in rest if test.kinds[i] == "good"]]) / 255)
+    others = [i for i in rest if test.kinds[i] != "good" and test.masks[i].any()]
+    others = np.random.default_rng(seed).permutation(others)[: len(known)]
+    unseen = defect_crops(scale(np.float32(test.x[others]) / 255), test.masks[others])
+    encode = PCA(32, random_state=0).fit(flat(normals))
+    judge = KNNDetector().fit(encode.transform(flat(normals)))
+
+    def of_pictures(made, masks) -> dict:
+        """How they differ from normal tiles that nobody trained on, and from the defects that they were made from."""
+        rows, on_good = encode.transform(flat(made)), encode.transform(flat(good))
+        copied = quality.closest_record(defect_crops(few, few_masks), unseen, defect_crops(made, masks))
+        return against(on_good, rows) | {
+            "severity": quality.severity(judge.score_samples(on_good), judge.score_samples(rows)),
+            "background": quality.background_error(x, made, masks[..., None]),
+            "alignment": quality.mask_alignment(x, made, masks[..., None]),
+            "closest_ratio": copied.ratio,
+            "closer_to_known": copied.closer_to_train,
+        }
+
     def taught(name, made, masks, **more):
         alone = trees(config, seed, [made], [masks], on_normals)(on_test)
         judged(name, alone, **more)
@@ -147,7 +168,8 @@ def one_seed(config: Config, detector, train, test, seed: int) -> list[dict]:
         seconds = time.perf_counter() - started
         sheet.append(made[:10])
         on_made = features(made)
-        taught(name, on_made, masks, seconds_to_make=round(seconds, 1))
+        found = {key: float(f"{value:.4g}") for key, value in of_pictures(made, masks).items()}
+        taught(name, on_made, masks, seconds_to_make=round(seconds, 1), quality=found)
         if name == "few-shot":
             seen = seen_half(on_made, on_normals[chosen], masks, len(words))
             taught("few-shot, the half that is seen", on_made[seen], masks[seen])
@@ -227,6 +249,18 @@ def seen_half(on_made, on_x, masks, num_kinds: int) -> np.ndarray:
     growth = np.array([one[mask].mean() for one, mask in zip(grown, masks, strict=True)])
     kind = np.arange(len(masks)) % num_kinds
     return np.flatnonzero([growth[i] > np.median(growth[kind == kind[i]]) for i in range(len(masks))])
+
+
+def defect_crops(x, masks, side: int = 16) -> np.ndarray:
+    """What is under each mask and close by, ``[rows, side x side]``, of mean 0 and norm 1: are generated defects copies of known ones?"""
+    crops = []
+    for picture, mask in zip(x[..., 0], masks, strict=True):
+        down, right = np.nonzero(mask)
+        crop = picture[down.min() : down.max() + 1, right.min() : right.max() + 1]
+        crop = np.asarray(Image.fromarray(np.float32(crop)).resize((side, side), Image.Resampling.BILINEAR)).ravel()
+        crop = crop - crop.mean()
+        crops.append(crop / (np.linalg.norm(crop) + 1e-6))
+    return np.stack(crops)
 
 
 def harmonised(detector, few_masks, key, x):
