@@ -87,6 +87,8 @@ def run(config: Config) -> list[dict]:
             if (name, seed) in done:
                 continue
             record = cell(data.adbench(name, config.data_dir), seed)
+            # Every shape is compiled anew; a process that keeps them all runs out of memory maps after some 15 sets.
+            jax.clear_caches()
             with config.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             shown = {key: record["auroc"][key] for key in record["auroc"]}
