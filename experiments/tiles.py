@@ -46,7 +46,7 @@ LEVELS = noise.log_uniform(3, sigma_min=0.1, sigma_max=0.6)
 """At which the denoiser's errors are features of a pixel."""
 PATH = noise.cosine(1000)[19:980:20]
 WEIGHT = 1.0
-"""Guidance away from what the frozen network makes; chosen by looking at pictures of seed 0: at 0 frays are hardly seen, at 3 all is black."""
+"""Guidance away from the frozen network, chosen by looking at pictures of seed 0: at 0 frays are hardly seen, at 3 all is black."""
 
 
 @dataclass(frozen=True)
