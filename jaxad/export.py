@@ -27,13 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from jaxad import bundle, scoring
+from jaxad import bundle, cycle, scoring
 from jaxad.bundle import BundleError
 from jaxad.checkpoint import CheckpointError, _make_temporary, _move_into_place, _version
 from jaxad.denoising import make_denoiser
 from jaxad.detectors import appearance, consensus, copula, fitting, image, neighbours
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
+from jaxad.detectors.cycle import FARTHEST_FEATURE, FEATURE_LEVELS, CycleDetector
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma, expected_bin, variance
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
@@ -91,7 +92,7 @@ def export_detector(
     Args:
         detector: a fitted DiffusionDetector (any score and combination of ``jaxad.scoring``, or your own of jax functions),
             DTECategorical, DTEInverseGamma, DTENonParametric, KNNDetector, COPOD, ECOD, MahalanobisDetector, SquaredNorm,
-            ConsensusDetector or ImageDetector (its scores, not its maps).
+            ConsensusDetector, ImageDetector (its scores, not its maps), or a CycleDetector whose first detector is one of these.
         examples: at most 64 rows for the parity check, kept in the bundle in clear; None: drawn from the scale of the training columns.
         columns: names of the columns, for the card; None: those of the data frame that was fitted, if it was one.
         calibration_scores: ``score_samples`` of normal rows that were not trained on, for p-values; None: ``detector.calibration_scores_``.
@@ -494,6 +495,58 @@ def _denoiser_views(of, picture, settings):
     return jnp.arcsinh(2 * (values - of["centre_"]) / of["scale_"])
 
 
+def _cycle(detector: Any) -> _Parts:
+    first = _parts(detector.first_)
+    if not detector.accepted_:
+        return first
+    mean, scale = (np.asarray(one, np.float64) for one in detector.standardiser_)
+    # Rows come as the first detector takes them, to the bit: it may rank values, and ties with those of training are to stay ties.
+    own_mean, own_scale = (first.mean, first.scale) if first.mean.size else (np.zeros(len(mean)), np.ones(len(mean)))
+    farthest = np.inf if first.farthest is None else first.farthest
+    arrays: Any = {
+        "first": first.arrays,
+        "stretch": own_scale / scale,
+        "shift": (own_mean - mean) / scale,
+        "first_scale": np.array(detector.first_scale_),
+    }
+    learned = hasattr(detector, "denoiser_")
+    if learned:
+        denoiser = detector.denoiser_
+        network, prediction = denoiser.network_, denoiser.prediction_
+        arrays["denoiser"] = {"params": denoiser.params_, "key": denoiser.score_key_}
+        arrays["errors"] = {"mean": detector.error_mean_, "scale": detector.error_scale_}
+    for name in ("direction", "head"):
+        if hasattr(detector, f"{name}_"):
+            arrays[name] = getattr(detector, f"{name}_")
+            arrays[f"{name}_scale"] = np.array(getattr(detector, f"{name}_scale_"))
+
+    def place(scale, score):
+        centre, spread = scale
+        return jnp.arcsinh(2 * (score - centre) / spread)
+
+    def score(arrays, row):
+        z = [place(arrays["first_scale"], -first.score(arrays["first"], jnp.clip(row, -farthest, farthest)))]
+        row = jnp.clip(row * arrays["stretch"] + arrays["shift"], -fitting.FARTHEST, fitting.FARTHEST)
+        features = row
+        if learned:
+            denoise = make_denoiser(network, arrays["denoiser"]["params"], prediction)
+            key = jax.random.wrap_key_data(arrays["denoiser"]["key"])
+            errors = scoring.denoising_error(key, denoise, row[None], FEATURE_LEVELS.to(row.dtype), draws=2)[:, 0]
+            errors = (jnp.log(errors + 1e-6) - arrays["errors"]["mean"]) / arrays["errors"]["scale"]
+            features = jnp.concatenate([row, errors])
+        features = jnp.clip(features, -FARTHEST_FEATURE, FARTHEST_FEATURE)
+        if "direction" in arrays:
+            z.append(place(arrays["direction_scale"], features @ arrays["direction"]))
+        if "head" in arrays:
+            z.append(place(arrays["head_scale"], cycle.head_logits(arrays["head"], features[None])[0]))
+        return -jnp.mean(jnp.stack(z))
+
+    far = None if first.farthest is None else max(first.farthest, fitting.FARTHEST)
+    return first._replace(
+        score=score, arrays=arrays, farthest=far, most_rows=min(first.most_rows, _most_rows(mean.shape))
+    )
+
+
 _MAKERS: dict[type, Callable[[Any], _Parts]] = {
     DiffusionDetector: _diffusion,
     DTECategorical: _diffusion_time,
@@ -506,6 +559,7 @@ _MAKERS: dict[type, Callable[[Any], _Parts]] = {
     SquaredNorm: _squared_norm,
     ConsensusDetector: _consensus,
     ImageDetector: _picture,
+    CycleDetector: _cycle,
 }
 
 

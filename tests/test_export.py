@@ -19,7 +19,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.utils.validation import NotFittedError
 
 import jaxad
-from jaxad import bundle, export, scoring
+from jaxad import bundle, cycle, export, scoring
 from jaxad.bundle import BundleError, load_scorer
 from jaxad.checkpoint import CheckpointError
 from jaxad.denoisers import MLP, DiT
@@ -27,6 +27,7 @@ from jaxad.detectors import (
     COPOD,
     ECOD,
     ConsensusDetector,
+    CycleDetector,
     DiffusionDetector,
     DTECategorical,
     DTEInverseGamma,
@@ -67,6 +68,7 @@ TABLES = {
     "norm": SquaredNorm(),
     "consensus": ConsensusDetector(num_networks=2, num_steps=5),
     "consensus-closed": ConsensusDetector(num_networks=0),
+    "cycle": CycleDetector(KNNDetector(standardize=True), rounds=1, num_steps=5),
 }
 NETWORK = DiT(hidden=16, depth=1, heads=2, patch_size=4)
 
@@ -119,6 +121,31 @@ def test_the_bundle_gives_the_detector_s_scores(tmp_path, name):
     np.testing.assert_allclose(loaded.p_values(queries), detector.p_values(queries), atol=0.02)
     assert loaded.offset_ == detector.offset_
     assert loaded.card["detector"]["class"] == type(detector).__name__
+
+
+@pytest.mark.parametrize("first", ["consensus", "knn", "ecod"])
+@pytest.mark.parametrize("rows", [60, 150])
+def test_a_cycle_that_learned_from_known_anomalies(tmp_path, first, rows):
+    """Of few rows a direction on the columns; of more one on denoising errors too, and a head (untrained here, it is seldom accepted)."""
+    known = X[:5] + np.array([1.5, 0, 0, 1.5e-3, 0])
+    detector = CycleDetector(TABLES[first], rounds=1, num_steps=5).fit(X[:rows], anomalies=known)
+    assert detector.accepted_
+    if rows == 150:
+        detector.head_ = cycle.init_head(jax.random.key(0), 11)
+        detector.head_scale_ = (0.1, 0.5)
+    queries = np.concatenate([QUERIES, known, X[:1] + 1e9])
+    export_detector(detector, tmp_path / "scorer")
+    loaded = load_scorer(tmp_path / "scorer")
+    expected = detector.score_samples(queries)
+    assert np.ptp(expected) > 1
+    close(loaded.score_samples(queries), expected)
+    np.testing.assert_allclose(loaded.p_values(queries), detector.p_values(queries), atol=0.03)
+
+
+def test_a_cycle_is_exported_if_its_first_detector_is(tmp_path):
+    detector = CycleDetector(COPOD(transductive=True)).fit(X[:30])
+    with pytest.raises(ValueError, match="transductive=True scores a row by the rows"):
+        export_detector(detector, tmp_path / "scorer")
 
 
 @pytest.mark.parametrize("maps", [True, False])

@@ -35,6 +35,8 @@ ANOMALY_FOLDS = 5
 ROW_FOLDS = 5
 """Of fewer rows than ``FEWEST_ROWS``, none of which can be set aside."""
 FEATURE_LEVELS = noise.log_uniform(6, sigma_min=0.05, sigma_max=2.0)
+FARTHEST_FEATURE = 10.0
+"""Features are clipped there; they are on a scale of 1."""
 
 
 @partial(jax.jit, static_argnames=("network", "prediction"))
@@ -476,9 +478,10 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         """
         rows = self.standardiser_(X)
         if not hasattr(self, "denoiser_"):
-            return np.clip(rows, -10, 10)
+            return np.clip(rows, -FARTHEST_FEATURE, FARTHEST_FEATURE)
         errors = (np.log(self._errors(rows) + 1e-6) - self.error_mean_[:, None]) / self.error_scale_[:, None]
-        return np.concatenate([np.clip(rows, -10, 10), np.clip(errors.T, -10, 10)], axis=1).astype(np.float32)
+        found = np.concatenate([rows, errors.T], axis=1)
+        return np.clip(found, -FARTHEST_FEATURE, FARTHEST_FEATURE).astype(np.float32)
 
     def _logits(self, head, features):
         return score_in_batches(lambda rows: _head_logits(head, rows), features)
