@@ -98,6 +98,12 @@ def _scores(rows: _Rows, parts) -> np.ndarray:
     return np.stack([rows.first, *(part(rows.features) for part in parts)])
 
 
+def _folds(anomalies: int) -> list[np.ndarray]:
+    """Which known anomalies are left out together, for each turn."""
+    count = min(ANOMALY_FOLDS, anomalies)
+    return [np.arange(anomalies)[i::count] for i in range(count)]
+
+
 def _along(direction, features):
     return features @ direction
 
@@ -128,8 +134,7 @@ class _Known(NamedTuple):
 
     @classmethod
     def of(cls, rows, stage: _Stage) -> "_Known":
-        count = min(ANOMALY_FOLDS, len(rows))
-        folds = [np.arange(len(rows))[i::count] for i in range(count)] if count > 1 else []
+        folds = _folds(len(rows)) if len(rows) > 1 else []
         return cls(rows, stage.seen(rows), folds, [[] for _ in folds])
 
     def gains(self, stage: _Stage, left_out: list[_Part]) -> list[float]:
@@ -367,10 +372,11 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             scale = cycle.Scale.fit(along)
             return cycle.direction(features, known), scale, np.stack([first, scale(along)])
 
-        gains = []
-        for i, score in enumerate(scale(-self.first_.score_samples(few))):
-            direction, its_scale, normal = learned(np.delete(known, i, axis=0))
-            gains.append(cycle.gain(normal, np.stack([[score], its_scale(known[[i]] @ direction)])))
+        gains, known_first = [], scale(-self.first_.score_samples(few))
+        for fold in _folds(len(few)):
+            direction, its_scale, normal = learned(np.delete(known, fold, axis=0))
+            both = np.stack([known_first, its_scale(known @ direction)])
+            gains += [cycle.gain(normal, both[:, [i]]) for i in fold]
         self.accepted_, said = self._is_kept(gains)
         if self.accepted_:
             self.direction_, its_scale, normal = learned(known)
