@@ -190,7 +190,8 @@ def test_killed_trainings_end_identically(tmp_path):
     ]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert [row["identical"] for row in map(json.loads, (tmp_path / "kill.jsonl").open())] == [True] * 3
+    lines = (tmp_path / "kill.jsonl").read_text().splitlines()
+    assert [json.loads(line)["identical"] for line in lines] == [True] * 3
 
 
 def test_leave_sets_out_measures_elsewhere_than_it_chooses():
