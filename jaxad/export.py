@@ -501,7 +501,9 @@ def _cycle(detector: Any) -> _Parts:
         return first
     mean, scale = (np.asarray(one, np.float64) for one in detector.standardiser_)
     # Rows come as the first detector takes them, to the bit: it may rank values, and ties with those of training are to stay ties.
-    own_mean, own_scale = (first.mean, first.scale) if first.mean.size else (np.zeros(len(mean)), np.ones(len(mean)))
+    # If it takes them as they are, they come standardised all the same, or the direction would see float32's digits of a time stamp.
+    as_they_are = not first.mean.size
+    own_mean, own_scale = (mean, scale) if as_they_are else (first.mean, first.scale)
     farthest = np.inf if first.farthest is None else first.farthest
     arrays: Any = {
         "first": first.arrays,
@@ -509,6 +511,8 @@ def _cycle(detector: Any) -> _Parts:
         "shift": (own_mean - mean) / scale,
         "first_scale": np.array(detector.first_scale_),
     }
+    if as_they_are:
+        arrays["columns"] = {"mean": mean, "scale": scale}
     learned = hasattr(detector, "denoiser_")
     if learned:
         denoiser = detector.denoiser_
@@ -525,7 +529,10 @@ def _cycle(detector: Any) -> _Parts:
         return jnp.arcsinh(2 * (score - centre) / spread)
 
     def score(arrays, row):
-        z = [place(arrays["first_scale"], -first.score(arrays["first"], jnp.clip(row, -farthest, farthest)))]
+        own = jnp.clip(row, -farthest, farthest)
+        if as_they_are:
+            own = row * arrays["columns"]["scale"] + arrays["columns"]["mean"]
+        z = [place(arrays["first_scale"], -first.score(arrays["first"], own))]
         row = jnp.clip(row * arrays["stretch"] + arrays["shift"], -fitting.FARTHEST, fitting.FARTHEST)
         features = row
         if learned:
@@ -542,9 +549,8 @@ def _cycle(detector: Any) -> _Parts:
         return -jnp.mean(jnp.stack(z))
 
     far = None if first.farthest is None else max(first.farthest, fitting.FARTHEST)
-    return first._replace(
-        score=score, arrays=arrays, farthest=far, most_rows=min(first.most_rows, _most_rows(mean.shape))
-    )
+    most_rows = min(first.most_rows, _most_rows(mean.shape))
+    return _Parts(score, arrays, own_mean, own_scale, far, most_rows)
 
 
 _MAKERS: dict[type, Callable[[Any], _Parts]] = {

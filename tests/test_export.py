@@ -142,6 +142,20 @@ def test_a_cycle_that_learned_from_known_anomalies(tmp_path, first, rows):
     np.testing.assert_allclose(loaded.p_values(queries), detector.p_values(queries), atol=0.03)
 
 
+def test_a_cycle_whose_first_detector_takes_rows_as_they_are(tmp_path):
+    """Offsets a thousand times the spread: the direction keeps its digits. Of time stamps the norm itself does not: refused."""
+    rows, offset = RNG.normal(size=(60, 3)), np.array([1e3, 0.0, 0.0])
+    known, queries = rows[:5] + np.array([1.5, 1.5, 0]), RNG.normal(size=(30, 3)) * 1.5
+    detector = CycleDetector(SquaredNorm()).fit(rows + offset, anomalies=known + offset)
+    assert detector.accepted_
+    export_detector(detector, tmp_path / "scorer")
+    close(load_scorer(tmp_path / "scorer").score_samples(queries + offset), detector.score_samples(queries + offset))
+    far = CycleDetector(SquaredNorm()).fit(rows + 1e6 * offset, anomalies=known + 1e6 * offset)
+    assert far.accepted_
+    with pytest.raises(BundleError, match="parity"):
+        export_detector(far, tmp_path / "other")
+
+
 def test_a_cycle_is_exported_if_its_first_detector_is(tmp_path):
     detector = CycleDetector(COPOD(transductive=True)).fit(X[:30])
     with pytest.raises(ValueError, match="transductive=True scores a row by the rows"):
