@@ -26,6 +26,7 @@ import tyro
 from PIL import Image
 from rich.console import Console
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -183,7 +184,7 @@ def one_seed(config: Config, detector, train, test, seed: int) -> list[dict]:
 
 def split(test, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """``(known defects, test rows)``: five of each kind, each of another tile, none of which is tested in another photograph."""
-    tile = np.array([name.split("_num_")[-1] for name in test.files])
+    tile = tiles_of(test)
     share = test.masks.mean(axis=(1, 2))
     rng = np.random.default_rng(seed)
     known: list[int] = []
@@ -194,6 +195,29 @@ def split(test, seed: int) -> tuple[np.ndarray, np.ndarray]:
                 taken.append(int(i))
         known += taken
     return np.array(known), np.flatnonzero(~np.isin(tile, tile[known]))
+
+
+def tiles_of(test) -> np.ndarray:
+    """Which tile a photograph shows, as far as can be told from names ``exp<exposure>_num_<number>``; every good one counts as its own.
+
+    A tile was photographed at six exposures and more, under numbers that go up by 10 to 150. Some were taken up again after up to 2,600:
+    there the same defect lies at the same place of a picture that is nearly the same.
+    """
+    defective = np.array([kind != "good" and mask.any() for kind, mask in zip(test.kinds, test.masks, strict=True)])
+    number = np.array([int(name.split("_num_")[-1]) for name in test.files])[defective]
+    away = np.abs(number[:, None] - number[None])
+    overlap, alike = likeness(test.x[defective], test.masks[defective])
+    found = connected_components((away <= 300) | ((away <= 3000) & (overlap > 0.3) & (alike > 0.8)))[1]
+    tile = -1 - np.arange(len(test.files))
+    tile[defective] = found
+    return tile
+
+
+def likeness(x, masks) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair ``[rows, rows]``: intersection over union of the masks, and correlation of the pictures."""
+    marked = np.float64(masks.reshape(len(masks), -1))
+    both, size = marked @ marked.T, marked.sum(axis=1)
+    return both / (size[:, None] + size[None] - both), np.corrcoef(np.float64(x).reshape(len(x), -1))
 
 
 def of_kind(test, rest, masks, maps, word: str):

@@ -1,5 +1,7 @@
 """The experiments on generated anomalies run, and print what they measured."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,8 @@ def test_of_every_kind_the_half_that_is_seen_stays():
     """Rows 0, 2, 4, 6 are of one kind, 1, 3, 5, 7 of another that is seen less."""
     masks = np.zeros((8, 4, 4), bool)
     masks[:, 1:3, 1:3] = True
-    before, after = np.zeros((8, 4, 4, 5)), np.full((8, 4, 4, 5), 9.0)  # outside the mask it does not count
+    before, after = np.zeros((8, 4, 4, 5)), np.zeros((8, 4, 4, 5))
+    after[[0, 1, 4, 7]] = 90.0  # outside the mask it does not count
     after[masks] = np.repeat([1.0, 0.1, 3.0, 0.3, 2.0, 0.4, 4.0, 0.2], 4)[:, None]
     np.testing.assert_array_equal(tiles.seen_half(after, before, masks, 2), [2, 3, 5, 6])
 
@@ -49,19 +52,52 @@ def test_trees_see_as_much_of_a_small_defect_as_of_a_large_one():
     masks[:2, :2, :4], masks[2:, :, :25] = True, True
     features[:2, :, :, 0] += masks[:2]
     features[2:, :, :, 1] += masks[2:]
-    maps = tiles.trees(tiles.Config(pixels=4000), 0, [features], [masks], rng.normal(size=(3, 32, 32, 2)) * 0.1)
+    maps = tiles.trees(tiles.Config(pixels=800), 0, [features], [masks], rng.normal(size=(3, 32, 32, 2)) * 0.1)
     found = maps(features)
     assert min(found[:2][masks[:2]].mean(), found[2:][masks[2:]].mean()) > found[~masks].mean() + 2
     assert found[0, 0, 1] > found[~masks].max()
 
 
-def test_known_tiles_are_not_tested_in_another_photograph(data_dir):
+def test_photographs_of_one_tile_are_told_by_their_numbers_and_looks():
+    numbers = (5030, 5000, 90000, 5020, 7500, 5010, 90010, 7900)
+    rng = np.random.default_rng(0)
+    x, masks = rng.normal(size=(8, 16, 16, 1)), np.zeros((8, 16, 16), bool)
+    masks[:, 2:6, 2:6] = True
+    x[4] = x[1] + 0.1 * rng.normal(size=x[1].shape)  # taken up again
+    kinds = ("crack", "crack", "crack", "good", "crack", "good", "blowhole", "crack")
+    files = tuple(f"exp{i % 6 + 1}_num_{number}" for i, number in enumerate(numbers))
+    tile = tiles.tiles_of(SimpleNamespace(x=x, masks=masks, kinds=kinds, files=files))
+    assert tile[0] == tile[1] == tile[4]
+    assert tile[2] == tile[6]
+    assert len(set(tile[[0, 2, 3, 5, 7]])) == 5  # good ones stand alone, and what is near in number but looks otherwise
+
+
+def test_known_defects_are_not_tested_in_another_photograph(data_dir):
+    """No tested defect lies where a known one does, in a picture that is nearly the same; nor next to one in its number."""
     _, test = tiles.data.magnetic_tile(data_dir)
-    known, rest = tiles.split(test, 0)
-    assert sorted({test.kinds[i]: 0 for i in known}) == ["blowhole", "break", "crack", "fray", "uneven"]
-    tile = [name.split("_num_")[-1] for name in test.files]
-    assert len({tile[i] for i in known}) == len(known) == 25
-    assert not {tile[i] for i in known} & {tile[i] for i in rest}
+    number = np.array([int(name.split("_num_")[-1]) for name in test.files])
+    for seed in (0, 1, 2):
+        known, rest = tiles.split(test, seed)
+        assert [test.kinds[i] for i in known] == sorted(["blowhole", "break", "crack", "fray", "uneven"] * 5)
+        rest = np.array([i for i in rest if test.kinds[i] != "good" and test.masks[i].any()])
+        assert {test.kinds[i] for i in rest} == {"blowhole", "break", "crack", "fray", "uneven"}
+        assert np.abs(number[known][:, None] - number[rest][None]).min() > 300
+        assert np.abs(number[known][:, None] - number[known][None])[np.triu_indices(25, 1)].min() > 300
+        both = np.concatenate([known, rest])
+        overlap, alike = tiles.likeness(test.x[both], test.masks[both])
+        small = test.masks[known].mean(axis=(1, 2))[:, None] < 0.1  # large masks overlap by their size
+        assert not ((overlap[:25, 25:] > 0.5) & (alike[:25, 25:] > 0.9) & small).any()
+
+
+def test_crops_of_defects_do_not_depend_on_brightness_contrast_or_place():
+    rng = np.random.default_rng(0)
+    defect, x, masks = rng.normal(size=(8, 8)), np.zeros((2, 32, 32, 1)), np.zeros((2, 32, 32), bool)
+    for row, (down, right, gain, light) in enumerate(((0, 0, 1, 0), (20, 11, 3, 5))):
+        x[row, down : down + 8, right : right + 8, 0] = gain * defect + light
+        masks[row, down : down + 8, right : right + 8] = True
+    first, second = tiles.defect_crops(x, masks)
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    assert np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.slow
