@@ -54,7 +54,7 @@ def test_trees_see_as_much_of_a_small_defect_as_of_a_large_one():
     features[2:, :, :, 1] += masks[2:]
     maps = tiles.trees(tiles.Config(pixels=800), 0, [features], [masks], rng.normal(size=(3, 32, 32, 2)) * 0.1)
     found = maps(features)
-    assert min(found[:2][masks[:2]].mean(), found[2:][masks[2:]].mean()) > found[~masks].mean() + 2
+    assert min(found[:2][masks[:2]].mean(), found[2:][masks[2:]].mean()) > 0 > found[~masks].mean()
     assert found[0, 0, 1] > found[~masks].max()
 
 
