@@ -5,8 +5,8 @@
 Runtime: about two minutes per data set and seed on 2 cores. Protocol ``clean`` (half of the normal rows train, no anomaly does); five
 anomalies are drawn from the test rows by the seed, left out of the test of *every* method, and given to those that take labels. Logistic
 regression, a random forest and DeepSAD get the same five, and kNN stands beside. Settings are the defaults everywhere. Written to
-``experiments/results/cycle.jsonl``, one line per data set and seed; a run goes on where the last one stopped. Expected:
-docs/generation.md.
+``experiments/results/cycle.jsonl``, one line per data set and seed; a run goes on where the last one stopped. Expected: the tables of
+docs/generation.md, which ``python -m experiments.render`` makes of the records with ``table`` and ``differences``.
 """
 
 import json
@@ -23,6 +23,7 @@ import numpy as np
 import optax
 import tyro
 from rich.console import Console
+from scipy.stats import t
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -36,6 +37,16 @@ from jaxad.evaluation import clean, current_commit, device_name
 from jaxad.metrics import auroc, average_precision
 
 KNOWN = 5
+TITLES = {
+    "knn": "kNN",
+    "recommended": "recommended",
+    "cycle": "cycle",
+    "cycle-5": "cycle, five known",
+    "logistic-5": "logistic regression, five",
+    "forest-5": "random forest, five",
+    "deepsad-5": "DeepSAD, five",
+}
+MEASURES = {"auroc": "AUROC", "average_precision": "average precision"}
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,61 @@ def deep_sad(normals, anomalies, seed: int, *, num_steps: int = 3000, weight: fl
     return lambda rows: np.asarray(
         jnp.sum((mapped(layers, jnp.asarray(rows, jnp.float32)) - centre[None]) ** 2, axis=1)
     )
+
+
+def table(records: list[dict]) -> str:
+    """AUROC of a row per data set, mean over its seeds; *closed* counts the runs in which the cycle gave back the first detector."""
+    cells = _cells(records)
+    sets = {name: [cell for (other, _), cell in cells.items() if other == name] for name, _ in cells}
+    lines = [f"| data set | seeds | {' | '.join(TITLES.values())} |", "|---|---:|" + "---:|" * len(TITLES)]
+    for number_and_name in sorted(sets, key=lambda name: (not name[0].isdigit(), _plain(name).lower())):
+        own = sets[number_and_name]
+        columns = []
+        for method in TITLES:
+            mean = np.mean([cell["auroc"][method] for cell in own])
+            closed = sum(not cell["cycles"][method]["accepted"] for cell in own) if method in own[0]["cycles"] else 0
+            columns.append(f"{mean:.1f} (closed {closed})" if closed else f"{mean:.1f}")
+        lines.append(f"| {_plain(number_and_name)} | {len(own)} | {' | '.join(columns)} |")
+    for measure, title in MEASURES.items():
+        means = [
+            np.mean([np.mean([cell[measure][method] for cell in own]) for own in sets.values()]) for method in TITLES
+        ]
+        lines.append(f"| **mean {title}** | | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+    return "\n".join(lines)
+
+
+def differences(records: list[dict]) -> str:
+    """What a cycle gains over the others, in points: mean over sets of the mean over seeds, 95 % t interval over sets, mean by seed."""
+    cells = _cells(records)
+    names, seeds = list(dict.fromkeys(name for name, _ in cells)), sorted({seed for _, seed in cells})
+    lines = [
+        "| difference | measure | mean, 95 % over sets | sets up / level / down | by seed |",
+        "|---|---|---:|---:|---:|",
+    ]
+    pairs = [("cycle", "recommended"), *(("cycle-5", what) for what in TITLES if what not in ("cycle", "cycle-5"))]
+    for method, other in pairs:
+        for measure, title in MEASURES.items():
+            gains = {key: cell[measure][method] - cell[measure][other] for key, cell in cells.items()}
+            own = np.array([np.mean([gains[name, seed] for seed in seeds if (name, seed) in gains]) for name in names])
+            half = t.ppf(0.975, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own))
+            by_seed = [np.mean([gain for (_, each), gain in gains.items() if each == seed]) for seed in seeds]
+            # A twentieth of a point is what the records are rounded to, summed over two methods and five seeds.
+            counts = (own > 0.05).sum(), (abs(own) <= 0.05).sum(), (own < -0.05).sum()
+            lines.append(
+                f"| {TITLES[method]} less {TITLES[other]} | {title} | {own.mean():+.2f} ± {half:.2f} | "
+                f"{' / '.join(map(str, counts))} | {', '.join(f'{gain:+.2f}' for gain in by_seed)} |"
+            )
+    return "\n".join(lines)
+
+
+def _cells(records: list[dict]) -> dict[tuple[str, int], dict]:
+    """The last record of each data set and seed."""
+    return {(record["dataset"], record["seed"]): record for record in records}
+
+
+def _plain(name: str) -> str:
+    """Without ADBench's number."""
+    return name.split("_", 1)[1] if name[0].isdigit() else name
 
 
 if __name__ == "__main__":

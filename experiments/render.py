@@ -3,9 +3,10 @@
     python -m experiments.render            # rewrite every block from its records
     python -m experiments.render --check    # change nothing; exit code 1 if a block is not what its records say
 
-A block lies between a line ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` (or ``comparison:NAME``, every detector against
-kNN, or ``costs:NAME``, a row per detector with its time) and is written from ``experiments/results/NAME.jsonl``. ``detectors=a,b``
-after the name picks and orders columns, ``published=a,b`` does so for the paper's; ``published=`` leaves them out. Runtime: seconds.
+A block lies between a line ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` and is written from ``experiments/results/NAME.jsonl``.
+Instead of ``table``: ``comparison``, every detector against kNN; ``costs``, a row per detector with its time; ``cycle`` and ``gains``, the
+two tables of ``experiments.cycle``. ``detectors=a,b`` after the name picks and orders columns, ``published=a,b`` does so for the paper's;
+``published=`` leaves them out. Runtime: seconds.
 """
 
 import json
@@ -18,6 +19,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from experiments import cycle
 from jaxad import sweep
 from jaxad.cli import exit_on_user_error
 from jaxad.data import did_you_mean
@@ -27,8 +29,10 @@ from jaxad.tables import Published, comparison_table, markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAPER = json.loads((Path(__file__).parent / "published_table1.json").read_text(encoding="utf-8"))
-BLOCK = re.compile(r"^<!-- (table|comparison|costs):(\S+)((?: \w+=\S*)*) -->\n(.*?)^<!-- /\1:\2 -->$", re.M | re.S)
-MARKER = re.compile(r"^<!-- /?(?:table|comparison|costs):", re.M)
+BLOCK = re.compile(
+    r"^<!-- (table|comparison|costs|cycle|gains):(\S+)((?: \w+=\S*)*) -->\n(.*?)^<!-- /\1:\2 -->$", re.M | re.S
+)
+MARKER = re.compile(r"^<!-- /?(?:table|comparison|costs|cycle|gains):", re.M)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ def _block(kind: str, name: str, options: dict[str, str], results: Path) -> str:
     path = results / f"{name}.jsonl"
     if not path.exists():
         return f"*No records yet: `experiments/results/{name}.jsonl` is written by the experiment of that name.*"
+    if kind in ("cycle", "gains"):
+        cells = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return cycle.table(cells) if kind == "cycle" else cycle.differences(cells)
     records = sweep.read_results(path)
     if "detectors" in options:
         records = _columns(records, options["detectors"].split(","))

@@ -151,6 +151,36 @@ def test_a_comparison_is_against_knn(results):
     assert "| ddpm | -9.00 | 0 / 0 / 1 | n/a | 1 |" in render.render(block("comparison:one"), results)
 
 
+@pytest.fixture
+def cycles(tmp_path):
+    def cell(name, seed, five, accepted):
+        areas = dict.fromkeys(("knn", "recommended", "cycle", "logistic-5", "forest-5", "deepsad-5"), 80.0) | {
+            "cycle-5": five
+        }
+        made = {"cycle": {"accepted": False}, "cycle-5": {"accepted": accepted}}
+        return {"dataset": name, "seed": seed, "auroc": areas, "average_precision": areas, "cycles": made}
+
+    # The first record of wine is one that a later run replaced.
+    cells = [cell("45_wine", 0, 10.0, True), cell("45_wine", 0, 80.0, False), cell("45_wine", 1, 83.0, True)]
+    cells.append(cell("CIFAR10_4", 0, 82.5, True))
+    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(each) + "\n" for each in cells))
+    return tmp_path
+
+
+def test_the_cycles_table_counts_the_last_record_of_a_set_and_seed(cycles):
+    text = render.render(block("cycle:cells"), cycles)
+    assert "| wine | 2 | 80.0 | 80.0 | 80.0 (closed 2) | 81.5 (closed 1) | 80.0 |" in text
+    assert "| CIFAR10_4 | 1 | 80.0 | 80.0 | 80.0 (closed 1) | 82.5 | 80.0 |" in text
+    assert "| **mean AUROC** | | 80.0 | 80.0 | 80.0 | 82.0 | 80.0 |" in text
+
+
+def test_the_cycles_gain_is_the_mean_over_sets_of_the_mean_over_seeds(cycles):
+    text = render.render(block("gains:cells"), cycles)
+    # Sets gain 1.5 and 2.5: mean 2, standard error 1/2, t(1 degree of freedom, 97.5 %) = 12.706.
+    assert "| cycle, five known less recommended | AUROC | +2.00 ± 6.35 | 2 / 0 / 0 | +1.25, +3.00 |" in text
+    assert "| cycle less recommended | average precision | +0.00 ± 0.00 | 0 / 2 / 0 | +0.00, +0.00 |" in text
+
+
 def test_missing_records_are_said_to_be_missing(results):
     assert "No records yet" in render.render(block("table:three"), results)
 
