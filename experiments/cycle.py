@@ -6,7 +6,8 @@ Runtime: about two minutes per data set and seed on 2 cores. Protocol ``clean`` 
 anomalies are drawn from the test rows by the seed, left out of the test of *every* method, and given to those that take labels. Logistic
 regression, a random forest and DeepSAD get the same five, and kNN stands beside. Settings are the defaults everywhere. Written to
 ``experiments/results/cycle.jsonl``, one line per data set and seed; a run goes on where the last one stopped. Expected: the tables of
-docs/generation.md, which ``python -m experiments.render`` makes of the records with ``table`` and ``differences``.
+docs/generation.md, which ``python -m experiments.render`` makes of the records with ``table`` and ``differences``. With anomalies among
+the training rows: ``python -m experiments.cycle --contamination 0.05 --seeds 0 --out experiments/results/cycle_contaminated.jsonl``.
 """
 
 import json
@@ -56,6 +57,8 @@ class Config:
     datasets: tuple[str, ...] = ()
     """None: all that are in ``data_dir``."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    contamination: float = 0.0
+    """Share of anomalies among the training rows; drawn from the test rows, at most half of those that are not known, and not tested."""
     out: Path = Path(__file__).parent / "results" / "cycle.jsonl"
 
 
@@ -86,18 +89,29 @@ class RememberedDenoiser(DiffusionDetector):
 
 
 def run(config: Config) -> list[dict]:
-    """One record per data set and seed that is not on file."""
+    """One record per data set and seed that is not on file.
+
+    Raises:
+        ValueError: a contamination that is not in [0, .5), or another than that of the records on file.
+    """
+    if not 0 <= config.contamination < 0.5:
+        raise ValueError(f"contamination is a share of the training rows in [0, .5), got {config.contamination}")
     names = [data.adbench_name(name) for name in config.datasets] or data.adbench_names(config.data_dir)
     done = set()
     if config.out.exists():
         lines = [json.loads(line) for line in config.out.read_text().splitlines()]
         done = {(line["dataset"], line["seed"]) for line in lines}
+        other = {line.get("contamination", 0.0) for line in lines} - {config.contamination}
+        if other:
+            raise ValueError(
+                f"{config.out} holds runs with a contamination of {other.pop()}, not {config.contamination}: give another --out"
+            )
     records = []
     for seed in config.seeds:
         for name in names:
             if (name, seed) in done:
                 continue
-            record = cell(data.adbench(name, config.data_dir), seed)
+            record = cell(data.adbench(name, config.data_dir), seed, config.contamination)
             # Every shape is compiled anew; a process that keeps them all runs out of memory maps after some 15 sets.
             jax.clear_caches()
             with config.out.open("a", encoding="utf-8") as file:
@@ -108,17 +122,21 @@ def run(config: Config) -> list[dict]:
     return records
 
 
-def cell(dataset, seed: int) -> dict:
+def cell(dataset, seed: int, contamination: float = 0.0) -> dict:
     """AUROC and average precision of every method, and what the cycles did."""
     started = time.perf_counter()
     parts = clean(dataset, seed)
     train, test, labels = parts.train, parts.test, parts.labels
     rng = np.random.default_rng(seed)
-    known = rng.permutation(np.flatnonzero(labels == 1))[:KNOWN]
+    anomalies = rng.permutation(np.flatnonzero(labels == 1))
+    known, others = anomalies[:KNOWN], anomalies[KNOWN:]
+    mixed_in = others[: min(round(contamination / (1 - contamination) * len(train)), len(others) // 2)]
+    if len(mixed_in):
+        train = rng.permutation(np.concatenate([train, test[mixed_in]]))
     # Copies of a training row among the anomalies teach nothing; the cycle refuses them.
     fresh = ~(test[known][:, None] == train[None]).all(axis=2).any(axis=1)
     few = test[known][fresh]
-    rest = np.delete(np.arange(len(labels)), known)
+    rest = np.delete(np.arange(len(labels)), np.concatenate([known, mixed_in]))
     x, y = test[rest], labels[rest]
     scores: dict[str, Any] = {"knn": -KNNDetector().fit(train).score_samples(x)}
     Remembered.fits.clear()
@@ -145,6 +163,8 @@ def cell(dataset, seed: int) -> dict:
         "seed": seed,
         "num_train": len(train),
         "known": len(few),
+        "contamination": contamination,
+        "mixed_in": len(mixed_in),
         "auroc": {what: round(100 * auroc(y, score), 2) for what, score in scores.items()},
         "average_precision": {what: round(100 * average_precision(y, score), 2) for what, score in scores.items()},
         "cycles": {

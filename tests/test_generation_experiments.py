@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import generation_quality, synthetic_kinds, tiles
+from experiments import cycle, generation_quality, synthetic_kinds, tiles
+from jaxad.data import Dataset
+from jaxad.detectors import KNNDetector
 
 
 def test_synthetic_kinds_rank_detectors(data_dir, tmp_path):
@@ -110,3 +112,49 @@ def test_every_generator_is_measured(data_dir, tmp_path):
     assert len(records) == len(out.read_text().splitlines()) == 22
     assert all(record["background"] == 0 for record in records if "background" in record)
     assert (tmp_path / "generators.png").is_file()
+
+
+class StandsBack(KNNDetector):
+    """A cycle that trains nothing; remembers what it was given to learn from and to score."""
+
+    seen: list = []  # noqa: RUF012
+    accepted_, reason_, rounds_ = False, "", []
+
+    def __init__(self, detector=None):
+        super().__init__()
+
+    def fit(self, X, y=None, *, anomalies=None):
+        self.first_ = super().fit(X)
+        self.given = X, anomalies
+        return self
+
+    def score_samples(self, X):
+        self.seen.append((*self.given, X))
+        return super().score_samples(X)
+
+
+@pytest.mark.parametrize(("contamination", "mixed_in"), [(0.0, 0), (0.1, 11), (0.4, 12)])
+def test_anomalies_among_the_training_rows_are_not_tested(monkeypatch, contamination, mixed_in):
+    """100 training rows and 29 anomalies, five of them known: a tenth of the rows are 11, two fifths would be more than half of the 24."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], [200, 29])
+    x = rng.normal(size=(229, 3)) + 100 * y[:, None]
+    monkeypatch.setattr(StandsBack, "seen", [])
+    monkeypatch.setattr(cycle.estimator, "DiffusionDetector", cycle.estimator.DiffusionDetector)  # cell replaces it
+    monkeypatch.setattr(cycle, "CycleDetector", StandsBack)
+    monkeypatch.setattr(cycle, "deep_sad", lambda normals, few, seed: lambda rows: rows[:, 0])
+    record = cycle.cell(Dataset("toy", x, y, source="toy"), 0, contamination)
+    assert (record["mixed_in"], record["known"]) == (mixed_in, 5)
+    train, few, tested = next(each for each in StandsBack.seen if each[1] is not None)
+    assert (train.mean(axis=1) > 30).sum() == mixed_in
+    assert (tested.mean(axis=1) > 30).sum() == 29 - 5 - mixed_in
+    everything = np.concatenate([train, few, tested])
+    assert len(np.unique(everything, axis=0)) == len(everything) == 229
+
+
+def test_the_cycles_records_hold_one_contamination(tmp_path):
+    (tmp_path / "old.jsonl").write_text('{"dataset": "4_breastw", "seed": 0}\n')
+    with pytest.raises(ValueError, match=r"a contamination of 0\.0, not 0\.05"):
+        cycle.run(cycle.Config(datasets=("breastw",), contamination=0.05, out=tmp_path / "old.jsonl"))
+    with pytest.raises(ValueError, match="contamination is a share"):
+        cycle.run(cycle.Config(contamination=0.5))
