@@ -265,7 +265,7 @@ def table(records: list[dict]) -> str:
 def differences(records: list[dict]) -> str:
     """What a cycle gains over the others, in points: mean over sets of the mean over seeds, 95 % t interval over sets, mean by seed."""
     cells = _cells(records)
-    names, seeds = list(dict.fromkeys(name for name, _ in cells)), sorted({seed for _, seed in cells})
+    seeds = sorted({seed for _, seed in cells})
     lines = [
         "| difference | measure | mean, 95 % over sets | sets up / level / down | by seed |",
         "|---|---|---:|---:|---:|",
@@ -273,11 +273,13 @@ def differences(records: list[dict]) -> str:
     pairs = [("cycle", "recommended"), *(("cycle-5", what) for what in TITLES if what not in ("cycle", "cycle-5"))]
     for method, other in pairs:
         for measure, title in MEASURES.items():
-            gains = {key: cell[measure][method] - cell[measure][other] for key, cell in cells.items()}
+            both = {key: cell[measure] for key, cell in cells.items() if {method, other} <= cell[measure].keys()}
+            gains = {key: areas[method] - areas[other] for key, areas in both.items()}
+            names = dict.fromkeys(name for name, _ in gains)
             own = np.array([np.mean([gains[name, seed] for seed in seeds if (name, seed) in gains]) for name in names])
             half = t.ppf(0.975, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own))
             by_seed = [np.mean([gain for (_, each), gain in gains.items() if each == seed]) for seed in seeds]
-            # A twentieth of a point is what the records are rounded to, summed over two methods and five seeds.
+            # Records are rounded to a hundredth of a point.
             counts = (own > 0.05).sum(), (abs(own) <= 0.05).sum(), (own < -0.05).sum()
             lines.append(
                 f"| {TITLES[method]} less {TITLES[other]} | {title} | {own.mean():+.2f} ± {half:.2f} | "
