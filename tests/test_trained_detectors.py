@@ -9,7 +9,7 @@ from jaxad import data, noise, scoring, training
 from jaxad.catalogue import DIT, untrained_dit
 from jaxad.denoisers import MLP, DiT
 from jaxad.detectors import DiffusionDetector, DTECategorical, DTEInverseGamma, SquaredNorm, fit_many
-from jaxad.detectors.fitting import Standardiser, hold_out, train, train_many
+from jaxad.detectors.fitting import ProgressBar, Standardiser, hold_out, train, train_many
 from jaxad.evaluation import clean
 from jaxad.metrics import auroc
 from jaxad.sharding import data_mesh
@@ -230,3 +230,11 @@ def test_detectors_fitted_together_must_agree():
         fit_many([DiffusionDetector(**quick)], [])
     with pytest.raises(ValueError, match="one device"):
         fit_many([DiffusionDetector(**quick, mesh=data_mesh())], [rows])
+
+
+def test_in_a_file_the_progress_bar_ends_its_line(capsys):
+    with ProgressBar("MLP", 10, verbose=1) as bar:
+        bar.update(10, {"loss": 0.5, "held-out loss": 0.25, "rows per second": 2000.0, "memory in GiB": 1.0})
+    out = capsys.readouterr().out
+    assert "10/10" in out
+    assert out.endswith("2,000 rows/s, 1.0 GiB\n")

@@ -530,6 +530,9 @@ class ProgressBar:
     def __exit__(self, *_):
         if self.live:
             self.live.stop()
+            # In a file rich leaves its last line open.
+            if not self.live.console.is_interactive and not self.live.console.is_jupyter:
+                self.live.console.print()
 
 
 def score_in_batches(score: Callable[[Any], Any], rows: np.ndarray, mesh: Mesh | None = None) -> np.ndarray:
