@@ -30,6 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from experiments.images import read
 from jaxad import data
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import ConsensusDetector, CycleDetector, DiffusionDetector, KNNDetector
@@ -55,7 +56,7 @@ class Config:
     data_dir: Path | None = None
     """Folder with adbench/<group>/<name>.npz."""
     datasets: tuple[str, ...] = ()
-    """None: all that are in ``data_dir``."""
+    """Empty: all that are in ``data_dir``."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     contamination: float = 0.0
     """Share of anomalies among the training rows; drawn from the test rows, at most half of those that are not known, and not tested."""
@@ -97,15 +98,14 @@ def run(config: Config) -> list[dict]:
     if not 0 <= config.contamination < 0.5:
         raise ValueError(f"contamination is a share of the training rows in [0, .5), got {config.contamination}")
     names = [data.adbench_name(name) for name in config.datasets] or data.adbench_names(config.data_dir)
-    done = set()
-    if config.out.exists():
-        lines = [json.loads(line) for line in config.out.read_text().splitlines()]
-        done = {(line["dataset"], line["seed"]) for line in lines}
-        other = {line.get("contamination", 0.0) for line in lines} - {config.contamination}
-        if other:
-            raise ValueError(
-                f"{config.out} holds runs with a contamination of {other.pop()}, not {config.contamination}: give another --out"
-            )
+    lines = read(config.out)
+    done = {(line["dataset"], line["seed"]) for line in lines}
+    other = {line.get("contamination", 0.0) for line in lines} - {config.contamination}
+    if other:
+        raise ValueError(
+            f"{config.out} holds runs with a contamination of {other.pop()}, not {config.contamination}: give another --out"
+        )
+    config.out.parent.mkdir(parents=True, exist_ok=True)  # now, not after the first set's minutes
     records = []
     for seed in config.seeds:
         for name in names:
@@ -265,7 +265,7 @@ def table(records: list[dict]) -> str:
 def differences(records: list[dict]) -> str:
     """What a cycle gains over the others, in points: mean over sets of the mean over seeds, 95 % t interval over sets, mean by seed."""
     cells = _cells(records)
-    seeds = sorted({seed for _, seed in cells})
+    names, seeds = dict.fromkeys(name for name, _ in cells), sorted({seed for _, seed in cells})
     lines = [
         "| difference | measure | mean, 95 % over sets | sets up / level / down | by seed |",
         "|---|---|---:|---:|---:|",
@@ -273,9 +273,7 @@ def differences(records: list[dict]) -> str:
     pairs = [("cycle", "recommended"), *(("cycle-5", what) for what in TITLES if what not in ("cycle", "cycle-5"))]
     for method, other in pairs:
         for measure, title in MEASURES.items():
-            both = {key: cell[measure] for key, cell in cells.items() if {method, other} <= cell[measure].keys()}
-            gains = {key: areas[method] - areas[other] for key, areas in both.items()}
-            names = dict.fromkeys(name for name, _ in gains)
+            gains = {key: cell[measure][method] - cell[measure][other] for key, cell in cells.items()}
             own = np.array([np.mean([gains[name, seed] for seed in seeds if (name, seed) in gains]) for name in names])
             half = t.ppf(0.975, len(own) - 1) * own.std(ddof=1) / np.sqrt(len(own))
             by_seed = [np.mean([gain for (_, each), gain in gains.items() if each == seed]) for seed in seeds]
@@ -289,8 +287,8 @@ def differences(records: list[dict]) -> str:
 
 
 def _cells(records: list[dict]) -> dict[tuple[str, int], dict]:
-    """The last record of each data set and seed."""
-    return {(record["dataset"], record["seed"]): record for record in records}
+    """The last record of each data set and seed, if a known anomaly is left in it: else nothing was learned from any."""
+    return {(record["dataset"], record["seed"]): record for record in records if record["known"]}
 
 
 def _plain(name: str) -> str:

@@ -20,6 +20,7 @@ import tyro
 from rich.console import Console
 
 from experiments import cycle
+from experiments.images import read
 from jaxad import sweep
 from jaxad.cli import exit_on_user_error
 from jaxad.data import did_you_mean
@@ -82,8 +83,7 @@ def _block(kind: str, name: str, options: dict[str, str], results: Path) -> str:
     if not path.exists():
         return f"*No records yet: `experiments/results/{name}.jsonl` is written by the experiment of that name.*"
     if kind in ("cycle", "gains"):
-        cells = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return cycle.table(cells) if kind == "cycle" else cycle.differences(cells)
+        return {"cycle": cycle.table, "gains": cycle.differences}[kind](read(path))
     records = sweep.read_results(path)
     if "detectors" in options:
         records = _columns(records, options["detectors"].split(","))

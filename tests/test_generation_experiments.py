@@ -158,3 +158,8 @@ def test_the_cycles_records_hold_one_contamination(tmp_path):
         cycle.run(cycle.Config(datasets=("breastw",), contamination=0.05, out=tmp_path / "old.jsonl"))
     with pytest.raises(ValueError, match="contamination is a share"):
         cycle.run(cycle.Config(contamination=0.5))
+
+
+def test_a_missing_folder_is_made_before_the_first_set_is_measured(tmp_path):
+    assert cycle.run(cycle.Config(datasets=("breastw",), seeds=(), out=tmp_path / "new" / "cycle.jsonl")) == []
+    assert (tmp_path / "new").is_dir()

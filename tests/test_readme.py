@@ -158,11 +158,13 @@ def cycles(tmp_path):
             "cycle-5": five
         }
         made = {"cycle": {"accepted": False}, "cycle-5": {"accepted": accepted}}
-        return {"dataset": name, "seed": seed, "auroc": areas, "average_precision": areas, "cycles": made}
+        measured = {"known": 5, "auroc": areas, "average_precision": areas, "cycles": made}
+        return {"dataset": name, "seed": seed, **measured}
 
     # The first record of wine is one that a later run replaced.
     cells = [cell("45_wine", 0, 10.0, True), cell("45_wine", 0, 80.0, False), cell("45_wine", 1, 83.0, True)]
     cells.append(cell("CIFAR10_4", 0, 82.5, True))
+    cells.append({"dataset": "16_http", "seed": 0, "known": 0, "auroc": {"knn": 6.0}})
     (tmp_path / "cells.jsonl").write_text("".join(json.dumps(each) + "\n" for each in cells))
     return tmp_path
 

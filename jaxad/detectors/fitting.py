@@ -530,8 +530,8 @@ class ProgressBar:
     def __exit__(self, *_):
         if self.live:
             self.live.stop()
-            # In a file rich leaves its last line open.
-            if not self.live.console.is_interactive and not self.live.console.is_jupyter:
+            # In a file rich's Live, unlike its Progress, leaves the last line open.
+            if not self.live.console.is_terminal and not self.live.console.is_jupyter:
                 self.live.console.print()
 
 
