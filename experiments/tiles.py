@@ -215,9 +215,9 @@ def tiles_of(test) -> np.ndarray:
 
 def likeness(x, masks) -> tuple[np.ndarray, np.ndarray]:
     """Of each pair ``[rows, rows]``: intersection over union of the masks, and correlation of the pictures."""
-    marked = np.float64(masks.reshape(len(masks), -1))
+    marked = masks.reshape(len(masks), -1).astype(np.float64)
     both, size = marked @ marked.T, marked.sum(axis=1)
-    return both / (size[:, None] + size[None] - both), np.corrcoef(np.float64(x).reshape(len(x), -1))
+    return both / (size[:, None] + size[None] - both), np.corrcoef(x.reshape(len(x), -1).astype(np.float64))
 
 
 def of_kind(test, rest, masks, maps, word: str):
