@@ -17,12 +17,13 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
-from jaxad import cluster, data, sweep
-from jaxad.catalogue import DETECTORS, choose
+from jaxad import data
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import COPOD
-from jaxad.evaluation import PROTOCOLS, Evaluation
-from jaxad.report import comparison_table, markdown_table, write_csv, write_report
+from jaxad.detectors.catalogue import DETECTORS, choose
+from jaxad.evaluation import PROTOCOLS, Evaluation, sweep
+from jaxad.reports.page import comparison_table, markdown_table, write_csv, write_report
+from jaxad.runtime import cluster
 
 # Under `dte` COPOD is what the published harness ran: its statistics are taken over training and test rows together.
 PUBLISHED_FORM = {"copod": lambda seed: COPOD(transductive=True)}

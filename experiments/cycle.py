@@ -34,7 +34,7 @@ from experiments.images import read
 from jaxad import data
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import ConsensusDetector, CycleDetector, DiffusionDetector, KNNDetector
-from jaxad.detectors import cycle as estimator
+from jaxad.detectors import taught as estimator
 from jaxad.evaluation import clean, current_commit, device_name
 from jaxad.metrics import auroc, average_precision
 

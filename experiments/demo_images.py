@@ -18,7 +18,7 @@ from jaxad import data
 from jaxad.cli import exit_on_user_error, plain_console, use_compilation_cache
 from jaxad.detectors import ImageDetector
 from jaxad.detectors.persistence import check_writable, save_detector
-from jaxad.image_report import measured, write_image_report
+from jaxad.reports.picture_page import measured, write_image_report
 
 
 @dataclass(frozen=True)

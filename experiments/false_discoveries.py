@@ -19,11 +19,12 @@ import tyro
 from rich.console import Console
 
 from experiments.images import read
-from jaxad import calibration, data
-from jaxad.catalogue import DETECTORS, choose
+from jaxad import data
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import ConformalDetector
+from jaxad.detectors.catalogue import DETECTORS, choose
 from jaxad.evaluation import clean, current_commit
+from jaxad.metrics import calibration
 
 
 @dataclass(frozen=True)

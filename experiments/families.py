@@ -17,12 +17,12 @@ import tyro
 from rich.console import Console
 from sklearn.base import BaseEstimator
 
-from jaxad import DiffusionDetector, data, scoring, sweep
+from jaxad import DiffusionDetector, data, scoring
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import Detector
 from jaxad.detectors.fitting import hold_out
-from jaxad.evaluation import Evaluation
-from jaxad.tables import comparison_table, markdown_table
+from jaxad.evaluation import Evaluation, sweep
+from jaxad.reports.tables import comparison_table, markdown_table
 
 DATASETS = ("breastw", "Cardiotocography", "vertebral", "Wilt", "yeast", "landsat", "MVTec-AD_grid", "MVTec-AD_pill")
 

@@ -20,13 +20,14 @@ import tyro
 from rich.console import Console
 
 from experiments.images import read
-from jaxad import data, figures, metrics
-from jaxad.catalogue import choose
+from jaxad import data, metrics
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.data.images import fit_picture
 from jaxad.detectors import DiffusionDetector, ImageDetector
+from jaxad.detectors.catalogue import choose
 from jaxad.detectors.image import default_network
 from jaxad.evaluation import current_commit, device_name
+from jaxad.reports import figures
 
 CLASSICAL = ("ocsvm", "iforest", "copod", "knn")
 

@@ -669,7 +669,7 @@ def _picture_folder() -> Iterator[tuple[list[Files], Read]]:
 
 @contextmanager
 def _json_body() -> Iterator[tuple[list[Files], Read]]:
-    from jaxad.bodies import read_json
+    from jaxad.shipping.bodies import read_json
 
     bodies = [{"rows": [[1, 2.5, -3e2]]}, {"rows": [[0.0, 1, 2], [3, 4, 5]], "alpha": 0.1}]
 
@@ -681,7 +681,7 @@ def _json_body() -> Iterator[tuple[list[Files], Read]]:
 
 
 def _arrow_bodies() -> list[bytes]:
-    from jaxad.bodies import write_arrow
+    from jaxad.shipping.bodies import write_arrow
 
     columns = {"a": ROWS[:4, 0], "b": np.arange(4), "c": ROWS[:4, 2].astype(np.float32)}
     return [write_arrow(columns), write_arrow({**columns, "b": columns["b"] > 1})]
@@ -689,7 +689,7 @@ def _arrow_bodies() -> list[bytes]:
 
 @contextmanager
 def _arrow_body() -> Iterator[tuple[list[Files], Read]]:
-    from jaxad.bodies import read_arrow
+    from jaxad.shipping.bodies import read_arrow
 
     card = {"sample_shape": [3], "columns": ["a", "b", "c"]}
     yield (
@@ -711,8 +711,8 @@ def _service() -> Iterator[tuple[list[Files], Read]]:
     from starlette.testclient import TestClient
 
     from jaxad import load_scorer
-    from jaxad.bodies import ARROW, JSON, Limits, Refusal
-    from jaxad.serve import application
+    from jaxad.shipping.bodies import ARROW, JSON, Limits, Refusal
+    from jaxad.shipping.serve import application
 
     with tempfile.TemporaryDirectory() as folder:
         scorer = load_scorer(_bundle_files(Path(folder) / "bundle"))
@@ -738,7 +738,7 @@ def _service() -> Iterator[tuple[list[Files], Read]]:
 
 @contextmanager
 def _weights(suffix: str) -> Iterator[tuple[list[Files], Read]]:
-    from jaxad.weights import read_state
+    from jaxad.denoisers.weights import read_state
 
     arrays = {"a.weight": ROWS.astype(np.float32), "a.bias": np.ones(3, np.float16)}
     if suffix == ".safetensors":
@@ -754,7 +754,7 @@ def _weights(suffix: str) -> Iterator[tuple[list[Files], Read]]:
 
 @contextmanager
 def _score_file() -> Iterator[tuple[list[Files], Read]]:
-    from jaxad.bulk import read_scores
+    from jaxad.shipping.bulk import read_scores
 
     content = b"row,anomaly_score,p_value,flagged\r\n0,1.5,0.25,0\r\n1,-2.5e-3,0.5,1\r\n"
     yield [{"scores.csv": content}], lambda folder: read_scores(folder / "scores.csv")
@@ -770,7 +770,7 @@ def _record() -> dict:
 
 @contextmanager
 def _records() -> Iterator[tuple[list[Files], Read]]:
-    from jaxad.sweep import read_results
+    from jaxad.evaluation.sweep import read_results
 
     line = json.dumps(_record())
     yield (
@@ -781,8 +781,7 @@ def _records() -> Iterator[tuple[list[Files], Read]]:
 
 @contextmanager
 def _record_scores() -> Iterator[tuple[list[Files], Read]]:
-    from jaxad import sweep
-    from jaxad.evaluation import Evaluation
+    from jaxad.evaluation import Evaluation, sweep
 
     record = Evaluation(**_record())
     labels, scores = np.zeros(record.num_test, np.uint8), np.ones(record.num_test, np.float32)
@@ -795,7 +794,7 @@ def _record_scores() -> Iterator[tuple[list[Files], Read]]:
 
 @contextmanager
 def _checkpoint() -> Iterator[tuple[list[Files], Read]]:
-    from jaxad.checkpoint import load_checkpoint, save_checkpoint
+    from jaxad.runtime.checkpoint import load_checkpoint, save_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(
@@ -830,7 +829,7 @@ def _detector() -> Iterator[tuple[list[Files], Read]]:
 @contextmanager
 def _run_directory() -> Iterator[tuple[list[Files], Read]]:
     """The newest checkpoint of two is damaged: what is restored is one of the two, as it was saved."""
-    from jaxad.runs import RunDirectory, open_run
+    from jaxad.runtime.runs import RunDirectory, open_run
 
     saved = {1: ROWS, 2: ROWS + 1}
     with tempfile.TemporaryDirectory() as folder:
@@ -863,7 +862,7 @@ def _run_directory() -> Iterator[tuple[list[Files], Read]]:
 
 @contextmanager
 def _bundle(card_alone: bool = False) -> Iterator[tuple[list[Files], Read]]:
-    from jaxad.bundle import load_scorer, read_card
+    from jaxad.shipping.bundle import load_scorer, read_card
 
     with tempfile.TemporaryDirectory() as folder:
         files = _folder(_bundle_files(Path(folder) / "bundle"))

@@ -27,14 +27,15 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 
 from experiments.images import read
-from jaxad import DiffusionDetector, data, noise, quality, scoring, synthesis
+from jaxad import DiffusionDetector, data, noise, scoring
 from jaxad import generation as g
-from jaxad.calibration import p_values
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.denoisers import DiT
 from jaxad.detectors import KNNDetector
 from jaxad.evaluation import current_commit
+from jaxad.generation import quality, synthesis
 from jaxad.metrics import auroc
+from jaxad.metrics.calibration import p_values
 
 PATH = noise.linear(1000)[np.round(np.linspace(0, 999, 40)).astype(int)]
 FILL = noise.log_uniform(20, sigma_min=0.05, sigma_max=20.0)

@@ -18,12 +18,11 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxad import sweep
-from jaxad.catalogue import choose
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.data import Dataset
-from jaxad.evaluation import Evaluation
-from jaxad.tables import comparison_table, markdown_table
+from jaxad.detectors.catalogue import choose
+from jaxad.evaluation import Evaluation, sweep
+from jaxad.reports.tables import comparison_table, markdown_table
 
 DIGIT_VIEWS = {0: "pixel averages", 1: "Fourier", 2: "profile correlations", 3: "Zernike", 4: "Karhunen-Loeve"}
 DETECTORS = ("recommended", "knn", "knn-mean", "1nn", "mahalanobis", "iforest", "ecod", "copod", "lof", "norm")

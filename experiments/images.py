@@ -24,11 +24,12 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.svm import OneClassSVM
 
-from jaxad import data, localisation, metrics
+from jaxad import data, metrics
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import ImageDetector, KNNDetector
 from jaxad.detectors.image import soft_maximum
-from jaxad.image_report import write_image_report
+from jaxad.metrics import localisation
+from jaxad.reports.picture_page import write_image_report
 
 SUITES = ("mnist", "fashion_mnist", "cifar10", "mnist_c", "magnetic_tile")
 

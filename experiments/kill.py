@@ -23,13 +23,13 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxad import data, sweep
-from jaxad.catalogue import choose
+from jaxad import data
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.denoisers import MLP
 from jaxad.detectors import DiffusionDetector
-from jaxad.evaluation import current_commit
-from jaxad.runs import RunDirectory, digest
+from jaxad.detectors.catalogue import choose
+from jaxad.evaluation import current_commit, sweep
+from jaxad.runtime.runs import RunDirectory, digest
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 
 from jaxad import data
-from jaxad.catalogue import choose
 from jaxad.cli import exit_on_user_error
+from jaxad.detectors.catalogue import choose
 from jaxad.evaluation import current_commit, device_name, versions
 
 CASES = (

@@ -21,11 +21,10 @@ from rich.console import Console
 
 from experiments import cycle
 from experiments.images import read
-from jaxad import sweep
 from jaxad.cli import exit_on_user_error
 from jaxad.data import did_you_mean
-from jaxad.evaluation import Evaluation
-from jaxad.tables import Published, comparison_table, markdown_table
+from jaxad.evaluation import Evaluation, sweep
+from jaxad.reports.tables import Published, comparison_table, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"

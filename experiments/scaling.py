@@ -122,8 +122,9 @@ def work(config: Config, task: dict[str, Any]) -> dict[str, Any] | None:
     import jax
     import jax.numpy as jnp
 
-    from jaxad import distributed, noise, sharding, training
+    from jaxad import noise, training
     from jaxad.denoisers import MLP, DiT
+    from jaxad.runtime import distributed, sharding
 
     network: Any = MLP(width=256, depth=3) if task["network"] == "mlp" else DiT(64, depth=2, heads=2, patch_size=PATCH)
     mesh, cut = sharding.data_mesh(), task["cut"]
@@ -179,7 +180,7 @@ def main(config: Config, task: dict[str, Any]) -> None:
     """One process of a measurement."""
     import contextlib
 
-    from jaxad import distributed
+    from jaxad.runtime import distributed
 
     several = contextlib.nullcontext()
     if task["processes"] > 1:

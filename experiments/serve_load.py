@@ -2,7 +2,7 @@
 
     python -m experiments.serve_load
 
-Two detectors are fitted on the normal rows of breast_cancer (30 columns) and exported. ``python -m jaxad.serve`` serves each from a process
+Two detectors are fitted on the normal rows of breast_cancer (30 columns) and exported. ``jaxad.shipping.serve`` runs each in a process
 of its own; another process asks, with 1, 8 and 32 clients that each wait for their answer before they ask again, for 5 seconds a line.
 One request in twenty is bad: cut short, NaN, text, other columns, too many rows, an unknown type, compressed Arrow, a row without a score.
 Every answer is compared with ``Scorer.score_samples``. Written to ``experiments/results/serve_load.jsonl``.
@@ -31,12 +31,12 @@ import pyarrow as pa
 import tyro
 
 from jaxad import data
-from jaxad.bodies import ARROW, JSON
-from jaxad.bundle import load_scorer, parity
-from jaxad.catalogue import choose
 from jaxad.cli import exit_on_user_error
+from jaxad.detectors.catalogue import choose
 from jaxad.evaluation import current_commit, device_name, versions
-from jaxad.export import export_detector
+from jaxad.shipping.bodies import ARROW, JSON
+from jaxad.shipping.bundle import load_scorer, parity
+from jaxad.shipping.export import export_detector
 
 FORMATS = {"json": JSON, "arrow": ARROW}
 
@@ -84,7 +84,7 @@ def run(config: Config) -> list[dict]:
                 [
                     sys.executable,
                     "-m",
-                    "jaxad.serve",
+                    "jaxad.shipping.serve",
                     place / "scorer",
                     "--port",
                     "0",

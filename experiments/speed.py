@@ -23,8 +23,8 @@ import numpy as np
 import tyro
 
 from jaxad import data, metrics
-from jaxad.catalogue import choose
 from jaxad.cli import exit_on_user_error
+from jaxad.detectors.catalogue import choose
 from jaxad.evaluation import Split, current_commit, device_name, dte, versions
 
 FIT_AND_SCORE = (

@@ -17,13 +17,13 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxad import DiffusionDetector, data, scoring, sweep
-from jaxad.catalogue import choose
+from jaxad import DiffusionDetector, data, scoring
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.data import Dataset
 from jaxad.denoisers import MLP
 from jaxad.detectors import Detector
-from jaxad.evaluation import Evaluation
+from jaxad.detectors.catalogue import choose
+from jaxad.evaluation import Evaluation, sweep
 from jaxad.generation import ADBENCH_KINDS, adbench_synthetic
 
 DATASETS = (

@@ -31,15 +31,16 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from experiments.generation_quality import against, flat
-from jaxad import data, noise, quality, synthesis
+from jaxad import data, noise
 from jaxad import generation as g
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.denoisers import DiT
 from jaxad.denoising import make_denoiser
 from jaxad.detectors import DiffusionDetector, KNNDetector
 from jaxad.evaluation import current_commit, device_name
+from jaxad.generation import quality, synthesis
 from jaxad.generation.few_shot import init_adapters
-from jaxad.localisation import aupro, pixel_auroc, pixel_average_precision
+from jaxad.metrics.localisation import aupro, pixel_auroc, pixel_average_precision
 
 NETWORK = DiT(hidden=128, depth=4, heads=4, patch_size=6)
 KNOWN = 5

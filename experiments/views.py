@@ -18,9 +18,9 @@ import tyro
 from rich.progress import track
 from scipy.stats import rankdata
 
-from jaxad import ConsensusDetector, data, sweep
+from jaxad import ConsensusDetector, data
 from jaxad.cli import exit_on_user_error, use_compilation_cache
-from jaxad.evaluation import clean, current_commit
+from jaxad.evaluation import clean, current_commit, sweep
 
 BASELINES = ("knn", "knn-mean", "1nn")
 RESNET = ("CIFAR10", "MVTec-AD")

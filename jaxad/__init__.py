@@ -3,8 +3,8 @@
 Underneath, pure functions (``noise``, ``denoising``, ``sampling``, ``scoring``) that compose with every JAX transform; on top,
 scikit-learn estimators (``DiffusionDetector`` and friends).
 
-Names are imported when they are first asked for (PEP 562): ``jaxad.bundle``, which scores with what ``jaxad export`` wrote, needs neither
-flax nor scikit-learn, and must not wait for them.
+Names are imported when they are first asked for (PEP 562): ``jaxad.shipping.bundle``, which scores with what ``jaxad export`` wrote, needs
+neither flax nor scikit-learn, and must not wait for them.
 """
 
 from importlib import import_module
@@ -12,28 +12,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxad import (
-        bundle,
-        calibration,
         closed_form,
-        cycle,
         data,
         denoisers,
         denoising,
         detectors,
         evaluation,
-        export,
         generation,
-        localisation,
         metrics,
         noise,
-        quality,
+        reports,
+        runtime,
         sampling,
         scoring,
-        sharding,
-        synthesis,
+        shipping,
         training,
     )
-    from jaxad.bundle import load_scorer
     from jaxad.detectors import (
         COPOD,
         ECOD,
@@ -51,37 +45,12 @@ if TYPE_CHECKING:
         SquaredNorm,
         fit_many,
     )
+    from jaxad.detectors.persistence import load_detector, save_detector
     from jaxad.evaluation import evaluate
-    from jaxad.export import export_detector
+    from jaxad.shipping.bundle import load_scorer
+    from jaxad.shipping.export import export_detector
 
-__version__ = "0.1.0"
-
-_HOME = {
-    **dict.fromkeys(
-        (
-            "COPOD",
-            "ECOD",
-            "ConformalDetector",
-            "ConsensusDetector",
-            "CycleDetector",
-            "DTECategorical",
-            "DTEInverseGamma",
-            "DTENonParametric",
-            "DiffusionDetector",
-            "ImageDetector",
-            "KNNDetector",
-            "MahalanobisDetector",
-            "PyODDetector",
-            "SquaredNorm",
-            "fit_many",
-        ),
-        "jaxad.detectors",
-    ),
-    "evaluate": "jaxad.evaluation",
-    "export_detector": "jaxad.export",
-    "load_scorer": "jaxad.bundle",
-}
-"""Where a name is defined; the other names of ``__all__`` are modules."""
+__version__ = "0.2.0"
 
 __all__ = [
     "COPOD",
@@ -98,40 +67,48 @@ __all__ = [
     "MahalanobisDetector",
     "PyODDetector",
     "SquaredNorm",
-    "bundle",
-    "calibration",
     "closed_form",
-    "cycle",
     "data",
     "denoisers",
     "denoising",
     "detectors",
     "evaluate",
     "evaluation",
-    "export",
     "export_detector",
     "fit_many",
     "generation",
+    "load_detector",
     "load_scorer",
-    "localisation",
     "metrics",
     "noise",
-    "quality",
+    "reports",
+    "runtime",
     "sampling",
+    "save_detector",
     "scoring",
-    "sharding",
-    "synthesis",
+    "shipping",
     "training",
 ]
 
+_ELSEWHERE = {
+    "evaluate": "jaxad.evaluation",
+    "export_detector": "jaxad.shipping.export",
+    "load_detector": "jaxad.detectors.persistence",
+    "load_scorer": "jaxad.shipping.bundle",
+    "save_detector": "jaxad.detectors.persistence",
+}
+"""Where a function is defined; classes and ``fit_many`` are in ``jaxad.detectors``, the other names are rooms."""
+
 
 def __getattr__(name: str):
-    if name in _HOME:
-        found = getattr(import_module(_HOME[name]), name)
-    elif name in __all__:
-        found = import_module(f"jaxad.{name}")
-    else:
+    if name not in __all__:
         raise AttributeError(f"module 'jaxad' has no attribute {name!r}")
+    if name in _ELSEWHERE:
+        found = getattr(import_module(_ELSEWHERE[name]), name)
+    elif name == "fit_many" or name[0].isupper():
+        found = getattr(import_module("jaxad.detectors"), name)
+    else:
+        found = import_module(f"jaxad.{name}")
     globals()[name] = found  # the next time it is there without asking
     return found
 

@@ -24,8 +24,8 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from jaxad.bodies import DEFAULT, Limits
-from jaxad.runs import RunDirectory, RunStopped
+from jaxad.runtime.runs import RunDirectory, RunStopped
+from jaxad.shipping.bodies import DEFAULT, Limits
 
 DEMO_SETS = ("digits_3", "digits_8", "breast_cancer", "wine_0")
 DEMO_DETECTORS = ("iforest", "ocsvm", "copod", "knn", "recommended", "ddpm", "dit", "dte-c")
@@ -48,9 +48,10 @@ SAVED = (
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0) -> None:
     """Train diffusion detectors on real data that ships with scikit-learn, beside honest baselines; no network needed."""
-    from jaxad import data, sweep
-    from jaxad.catalogue import choose
-    from jaxad.report import comparison_table, markdown_table, write_report
+    from jaxad import data
+    from jaxad.detectors.catalogue import choose
+    from jaxad.evaluation import sweep
+    from jaxad.reports.page import comparison_table, markdown_table, write_report
 
     console = Console()
     console.print(
@@ -87,7 +88,7 @@ class Devices:
 
     def joined(self) -> AbstractContextManager:
         """The context in which this process is one of several."""
-        from jaxad.distributed import joined
+        from jaxad.runtime.distributed import joined
 
         if self.coordinator is None and (self.processes, self.process_id) != (None, None):
             raise ValueError("--processes and --process-id need --coordinator host:port, the address of process 0")
@@ -100,7 +101,7 @@ class Devices:
 
     def settings(self, detector: str, has: Any) -> dict[str, Any]:
         """What a detector with the parameters ``has`` is to be told."""
-        from jaxad.sharding import data_mesh
+        from jaxad.runtime.sharding import data_mesh
 
         if self.coordinator is None and self.devices in (None, "one"):
             return {}
@@ -176,8 +177,8 @@ def fit(
 
 
 def _fit_table(data, out, detector, label_column, seed, false_alarm_rate, run, where) -> None:
-    from jaxad.catalogue import DETECTORS, choose
     from jaxad.data import read_table
+    from jaxad.detectors.catalogue import DETECTORS, choose
     from jaxad.detectors.persistence import check_writable, save_detector
 
     console = plain_console(of_main=True)
@@ -240,8 +241,8 @@ def score(
         skip_broken: pictures: leave out those that cannot be read, with a warning.
     """
     from jaxad import metrics
-    from jaxad.bulk import load, read_scores, score_file, score_folder
     from jaxad.data import PictureFiles, table_blocks
+    from jaxad.shipping.bulk import load, read_scores, score_file, score_folder
 
     console = plain_console()
     _check_rates(alpha, fdr)
@@ -308,7 +309,8 @@ def score_files(
         ray: where the files are scored at the same time: local, on the cores of this machine, or the address of a Ray cluster, such as
             auto or host:6379, that sees the same folders. Default: here, one after the other.
     """
-    from jaxad import bulk, cluster
+    from jaxad.runtime import cluster
+    from jaxad.shipping import bulk
 
     console = plain_console()
     _check_rates(alpha, fdr)
@@ -371,8 +373,8 @@ def _fit_pictures(folder, out, reading, on_error, settings, stream, workers, whe
     from jaxad.data import PictureFiles, read_folder
     from jaxad.detectors import ImageDetector
     from jaxad.detectors.persistence import check_writable, save_detector
-    from jaxad.distributed import any_process
-    from jaxad.memory import available_bytes
+    from jaxad.runtime.distributed import any_process
+    from jaxad.runtime.memory import available_bytes
 
     console = plain_console(of_main=True)
     seed, false_alarm_rate = settings["random_state"], settings["false_alarm_rate"]
@@ -409,9 +411,9 @@ def _fit_pictures(folder, out, reading, on_error, settings, stream, workers, whe
 
 
 def _score_pictures(detector, reading, folder, out, page, maps, on_error, alpha, fdr) -> None:
-    from jaxad.bulk import judged
     from jaxad.data import read_folder, read_mvtec
-    from jaxad.image_report import measured, write_image_report
+    from jaxad.reports.picture_page import measured, write_image_report
+    from jaxad.shipping.bulk import judged
 
     console = plain_console()
     if maps is not None and detector.network_ is None:
@@ -472,11 +474,11 @@ def cycle(
         false_alarm_rate: share of normal rows that may be flagged, between 0 and 0.5.
         report: an HTML page to write, on what each round gained and whether it was believed; default: report.html in the model's folder.
     """
-    from jaxad.bulk import in_order_of_training
-    from jaxad.cycle_report import write_cycle_report
     from jaxad.data import read_table
     from jaxad.detectors import CycleDetector
     from jaxad.detectors.persistence import check_writable, save_detector
+    from jaxad.reports.cycle_page import write_cycle_report
+    from jaxad.shipping.bulk import in_order_of_training
 
     console = plain_console()
     check_writable(out)
@@ -591,8 +593,8 @@ def generate(
 
 
 def _generate_pictures(model, out, count, strength, seed, pictures, defects, num_steps) -> None:
-    from jaxad.defects import STRENGTHS, check_new_folder, write_defects
     from jaxad.detectors.persistence import load_detector, load_extra
+    from jaxad.reports.defect_folder import STRENGTHS, check_new_folder, write_defects
 
     check_new_folder(out)
     started = time.perf_counter()
@@ -622,9 +624,9 @@ def export(model: Annotated[Path, tyro.conf.Positional], out: Path, licence: str
         out: folder for the bundle.
         licence: under which the bundle may be used, for its card.
     """
-    from jaxad import bundle
     from jaxad.detectors.persistence import load_detector, load_extra
-    from jaxad.export import export_detector
+    from jaxad.shipping import bundle
+    from jaxad.shipping.export import export_detector
 
     detector, extra = load_detector(model), load_extra(model) or {}
     started = time.perf_counter()
@@ -652,7 +654,7 @@ def serve(
         limits: what clients may ask for.
     """
     try:
-        from jaxad.serve import serve as run
+        from jaxad.shipping.serve import serve as run
     except ImportError as error:
         raise ValueError(
             f"the service is made of packages that are missing here: pip install 'jaxad[serve]' ({error})"
@@ -684,7 +686,7 @@ def import_weights(
     from safetensors.numpy import save_file
 
     from jaxad.denoisers import DiT, UNet
-    from jaxad.weights import load_weights
+    from jaxad.denoisers.weights import load_weights
 
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"--out {out}: expected the name of a file in a folder that exists")
@@ -712,8 +714,8 @@ def report(results: Annotated[Path, tyro.conf.Positional], out: Path | None = No
         results: folder with results.jsonl (and scores/, for ROC curves and intervals), or the file.
         out: page to write; default: report.html beside the results.
     """
-    from jaxad import sweep
-    from jaxad.report import markdown_table, write_report
+    from jaxad.evaluation import sweep
+    from jaxad.reports.page import markdown_table, write_report
 
     records = sweep.read_results(results)
     folder = results if results.is_dir() else results.parent
@@ -776,7 +778,7 @@ def plain_console(of_main: bool = False) -> Console:
     """
     quiet = False
     if of_main:
-        from jaxad.distributed import is_main
+        from jaxad.runtime.distributed import is_main
 
         quiet = not is_main()
     return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxad import distributed
 from jaxad.data import PictureFiles, image_batches
 from jaxad.denoisers import MLP
 from jaxad.detectors import DiffusionDetector, ImageDetector, fitting
 from jaxad.detectors.persistence import save_detector
-from jaxad.runs import RunDirectory
-from jaxad.sharding import data_mesh
+from jaxad.runtime import distributed
+from jaxad.runtime.runs import RunDirectory
+from jaxad.runtime.sharding import data_mesh
 
 ROWS = np.random.default_rng(0).normal(size=(300, 6)) * np.arange(1, 7)
 NEW = np.random.default_rng(1).normal(size=(70, 6)) * np.arange(1, 7) * 2

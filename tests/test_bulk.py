@@ -9,10 +9,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jaxad import bulk
-from jaxad.bulk import read_scores, score_file, score_folder
 from jaxad.data import DataError, PictureFiles, read_table, table_blocks
 from jaxad.detectors import KNNDetector
+from jaxad.shipping import bulk
+from jaxad.shipping.bulk import read_scores, score_file, score_folder
 
 X = np.random.default_rng(0).normal(size=(53, 3)).round(3)
 DETECTOR = KNNDetector().fit(np.random.default_rng(1).normal(size=(200, 3)))

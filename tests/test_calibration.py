@@ -17,8 +17,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jaxad import calibration
-from jaxad.calibration import (
+from jaxad.detectors import conformal
+from jaxad.detectors.conformal import ConformalDetector, cross_conformal
+from jaxad.detectors.gaussian import MahalanobisDetector
+from jaxad.detectors.neighbours import KNNDetector
+from jaxad.metrics import calibration
+from jaxad.metrics.calibration import (
     aci_init,
     aci_update,
     benjamini_hochberg,
@@ -29,10 +33,6 @@ from jaxad.calibration import (
     spot,
     threshold,
 )
-from jaxad.detectors import conformal
-from jaxad.detectors.conformal import ConformalDetector, cross_conformal
-from jaxad.detectors.gaussian import MahalanobisDetector
-from jaxad.detectors.neighbours import KNNDetector
 
 
 class Nearest(BaseEstimator):

@@ -13,9 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 from jaxad.detectors import neighbours
 from jaxad.detectors.copula import COPOD, ECOD
+from jaxad.detectors.estimator import check_scoring_data, check_training_data, threshold_from
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector, most_probable_step
-from jaxad.detectors.protocol import check_scoring_data, check_training_data, threshold_from
 from jaxad.metrics import auroc
 
 

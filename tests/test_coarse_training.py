@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxad import noise, scoring, sharding, training
+from jaxad import noise, scoring, training
 from jaxad.coarse import pyramid_noise
 from jaxad.denoisers import MLP, DiT
 from jaxad.denoising import make_denoiser, network_output
+from jaxad.runtime import sharding
 
 SCHEDULE = noise.cosine(50).to(jnp.float32)
 NETWORK = DiT(hidden=16, depth=1, heads=2, patch_size=4)

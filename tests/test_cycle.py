@@ -12,14 +12,13 @@ import pytest
 from command_line import jaxad
 from sklearn.ensemble import IsolationForest
 
-from jaxad import cycle
-from jaxad.cycle_report import write_cycle_report
 from jaxad.data import read_table
 from jaxad.detectors import CycleDetector, KNNDetector, MahalanobisDetector
-from jaxad.detectors import cycle as estimator
+from jaxad.detectors import taught as estimator
 from jaxad.detectors.persistence import load_detector, save_detector
-from jaxad.generation import Kind
+from jaxad.generation import Kind, cycle
 from jaxad.metrics import auroc
+from jaxad.reports.cycle_page import write_cycle_report
 
 
 def normal_rows(count, seed=0):

@@ -11,13 +11,14 @@ import pytest
 from command_line import jaxad
 from PIL import Image
 
-from jaxad import defects, generation
+from jaxad import generation
 from jaxad.data import DataError, ImageDataset, read_defects, read_folder, read_mvtec
 from jaxad.denoisers import DiT, UNet
 from jaxad.detectors import ImageDetector, KNNDetector
 from jaxad.detectors import defects as maker
 from jaxad.detectors.persistence import save_detector
 from jaxad.noise import log_uniform
+from jaxad.reports import defect_folder
 
 READING = {"size": [16, 16], "fit": "resize", "channels": 1}
 
@@ -122,7 +123,7 @@ def test_the_card_says_how_it_was_made_and_how_severe_it_is(made, detector):
         *(np.zeros((4, 2, 2, 1)), np.zeros((4, 2, 2), bool), ("a", "b", "a", "b"), np.array([0.5, 0.5, 1.0, 1.0])),
         *(np.arange(4), np.array([0.4, 0.9, 0.2, 0.5])),
     )
-    assert defects._by_kind(by_hand) == {
+    assert defect_folder._by_kind(by_hand) == {
         "a": {"count": 2, "severity": pytest.approx(0.3), "severity_at": {"0.5": 0.4, "1": 0.2}},
         "b": {"count": 2, "severity": pytest.approx(0.7), "severity_at": {"0.5": 0.9, "1": 0.5}},
     }
@@ -197,7 +198,7 @@ def test_pictures_of_16_bits_keep_them(detector, tmp_path):
     deep, standard = copy.copy(detector), detector.standardiser_  # as if fitted on the same pictures in 16 bits
     deep.low_, deep.high_ = detector.low_ / 255, detector.high_ / 255
     deep.standardiser_ = standard._replace(mean=standard.mean / 255, scale=standard.scale / 255)
-    card = defects.write_defects(deep, tmp_path / "normal", tmp_path / "made", strengths=(0.9,))
+    card = defect_folder.write_defects(deep, tmp_path / "normal", tmp_path / "made", strengths=(0.9,))
     _, test = read_mvtec(tmp_path / "made")
     assert test.x.dtype == np.float32
     originals = dict(zip(pictures.files, pictures.x, strict=True))
@@ -258,7 +259,7 @@ def test_models_that_make_no_defects(home, detector, capsys, tmp_path):
         other = copy.copy(detector)
         other.network_ = network
         with pytest.raises(ValueError, match=message):
-            defects.write_defects(other, tmp_path / "absent", tmp_path / "out", examples=examples)
+            defect_folder.write_defects(other, tmp_path / "absent", tmp_path / "out", examples=examples)
 
 
 def test_folders_that_defects_cannot_be_made_of(home, capsys, tmp_path):
@@ -306,5 +307,5 @@ def test_only_ten_pictures_of_a_kind_are_used(tmp_path):
 def test_a_run_that_fails_while_writing_leaves_nothing(home, detector, tmp_path, monkeypatch):
     monkeypatch.setattr(defects, "_body", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        defects.write_defects(detector, home / "normal", tmp_path / "out", reading=READING)
+        defect_folder.write_defects(detector, home / "normal", tmp_path / "out", reading=READING)
     assert not list(tmp_path.iterdir())

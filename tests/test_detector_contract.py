@@ -16,9 +16,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from jaxad.denoisers import MLP, DiT
 from jaxad.detectors import ConformalDetector, ConsensusDetector, DiffusionDetector, DTECategorical, DTEInverseGamma
 from jaxad.detectors.copula import COPOD, ECOD
+from jaxad.detectors.estimator import Detector
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
-from jaxad.detectors.protocol import Detector
 from jaxad.metrics import auroc
 
 # A new detector is added here, with settings small enough that one fit on 300 rows takes a second.

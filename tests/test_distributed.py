@@ -18,13 +18,13 @@ from command_line import jaxad
 from distributed_worker import NEW, ROWS, make, outcome
 from PIL import Image
 
-from jaxad import distributed
 from jaxad.cli import Devices
 from jaxad.data import DataError, ImageDataset, PictureFiles, image_batches
 from jaxad.detectors import DiffusionDetector, ImageDetector
 from jaxad.detectors.persistence import load_detector
-from jaxad.runs import RunDirectory, open_run
-from jaxad.sharding import data_mesh
+from jaxad.runtime import distributed
+from jaxad.runtime.runs import RunDirectory, open_run
+from jaxad.runtime.sharding import data_mesh
 
 CLOSE = 1e-4
 WORKER = Path(__file__).parent / "distributed_worker.py"
@@ -248,7 +248,7 @@ def test_processes_that_cannot_be_joined(arguments, settings, told):
 
 
 def test_nobody_says_which_process_this_is():
-    code = "from jaxad.distributed import joined\nwith joined(): pass"
+    code = "from jaxad.runtime.distributed import joined\nwith joined(): pass"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert "ValueError: no Slurm, Open MPI, Kubernetes or TPU pod says which process this is: give the" in ended.stderr

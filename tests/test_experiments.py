@@ -12,8 +12,8 @@ import pytest
 
 from experiments import adbench, false_discoveries, families, holdout, recipe, table1, views
 from jaxad import DiffusionDetector, data
-from jaxad.catalogue import DETECTORS
 from jaxad.denoisers import MLP
+from jaxad.detectors.catalogue import DETECTORS
 from jaxad.metrics import auroc
 
 ROOT = Path(__file__).parents[1]

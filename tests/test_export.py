@@ -19,9 +19,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.utils.validation import NotFittedError
 
 import jaxad
-from jaxad import bundle, cycle, export, scoring
-from jaxad.bundle import BundleError, load_scorer
-from jaxad.checkpoint import CheckpointError
+from jaxad import scoring
 from jaxad.denoisers import MLP, DiT
 from jaxad.detectors import (
     COPOD,
@@ -38,7 +36,11 @@ from jaxad.detectors import (
     SquaredNorm,
 )
 from jaxad.detectors.persistence import ALLOWED, save_detector
-from jaxad.export import export_detector
+from jaxad.generation import cycle
+from jaxad.runtime.checkpoint import CheckpointError
+from jaxad.shipping import bundle, export
+from jaxad.shipping.bundle import BundleError, load_scorer
+from jaxad.shipping.export import export_detector
 
 RNG = np.random.default_rng(0)
 # Time stamps, thousandths and a constant among the columns: what float32 alone would lose.
@@ -475,14 +477,14 @@ def test_a_process_without_flax_and_sklearn_gives_the_same_scores(tmp_path):
         for name in ("flax", "optax", "sklearn", "orbax", "chex", "jaxtyping", "pandas", "tyro", "rich", "matplotlib", "safetensors"):
             sys.modules[name] = None
         import numpy as np
-        from jaxad.bundle import load_scorer
+        from jaxad.shipping.bundle import load_scorer
         scorer = load_scorer({str(tmp_path / "scorer")!r})
         np.save({str(tmp_path / "scores.npy")!r}, scorer.score_samples(np.load({str(tmp_path / "rows.npy")!r})))
         print(sorted(name for name in sys.modules if name.startswith("jaxad")))
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['jaxad', 'jaxad.bundle']"
+    assert done.stdout.strip() == "['jaxad', 'jaxad.shipping.bundle']"
     close(np.load(tmp_path / "scores.npy"), detector.score_samples(QUERIES))
 
 

@@ -12,11 +12,11 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, RobustScaler, StandardScaler
 
-from jaxad.checkpoint import CheckpointError
 from jaxad.denoisers import MLP
 from jaxad.detectors import DiffusionDetector, KNNDetector, MahalanobisDetector, faces
 from jaxad.detectors.faces import PyODDetector
 from jaxad.detectors.persistence import load_detector, save_detector
+from jaxad.runtime.checkpoint import CheckpointError
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 4)) * [1.0, 10.0, 0.1, 1.0]

@@ -13,18 +13,18 @@ PACKAGE = Path(jaxad.__file__).parent
 
 # A module may import from lower floors only; the first pattern that matches counts. See docs/architecture.md.
 FLOORS = {
-    r"bodies|bundle|cluster|distributed|noise|coarse|calibration|denoisers(\..+)?|sharding|data(\..+)?|metrics|localisation": 0,
-    r"detectors\.(protocol|neighbours|copula|gaussian|views)": 0.5,
-    r"denoising|quality|detectors\.(appearance|conformal)": 1,
+    r"noise|coarse|denoisers(\..+)?|data(\..+)?|metrics(\..+)?|runtime(\.(cluster|distributed|sharding))?": 0,
+    r"shipping(\.(bodies|bundle))?|reports": 0,
+    r"detectors\.(estimator|neighbours|copula|gaussian|views)": 0.5,
+    r"denoising|detectors\.(appearance|conformal)": 1,
     r"closed_form": 1.5,
-    r"training|sampling|checkpoint|weights": 2,
-    r"scoring(\..+)?|synthesis|runs|memory": 3,
+    r"training|sampling|runtime\.checkpoint": 2,
+    r"scoring(\..+)?|runtime\.(runs|memory)": 3,
     r"generation(\..+)?": 3.5,
-    r"cycle": 3.6,
-    r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|cycle|persistence|explanation|faces|defects))?": 4,
-    r"export|serve": 5,
-    r"evaluation": 6,
-    r"bulk|sweep|tables|figures|report|image_report|cycle_report|defects|catalogue": 7,
+    r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|taught|persistence|explanation|faces|defects))?": 4,
+    r"shipping\.(export|serve)|detectors\.catalogue": 5,
+    r"evaluation(\..+)?": 6,
+    r"reports\..+|shipping\.bulk": 7,
     r"cli": 8,
     r"": 9,  # jaxad/__init__.py re-exports
 }
@@ -116,20 +116,20 @@ def uses(module: str, dotted: str) -> bool:
     [
         ("flax.linen", r"denoisers(\..+)?|denoising"),
         # `export` lowers a jitted program and `bundle` runs it: what is compiled there is not made of the library's functions.
-        ("jax.jit", r"training|detectors(\..+)?|export|bundle"),
-        ("jax.make_mesh", r"sharding"),
-        ("jax._src", r"distributed"),
-        ("jax.distributed", r"distributed"),
-        ("ray", r"cluster"),
-        ("matplotlib", r"figures"),
+        ("jax.jit", r"training|detectors(\..+)?|shipping\.(export|bundle)"),
+        ("jax.make_mesh", r"runtime\.sharding"),
+        ("jax._src", r"runtime\.distributed"),
+        ("jax.distributed", r"runtime\.distributed"),
+        ("ray", r"runtime\.cluster"),
+        ("matplotlib", r"reports\.figures"),
         ("tensorflow_datasets", r"data(\..+)?"),
         ("tensorflow", r""),
         ("pickle", r""),
         ("joblib", r""),
         ("torch", r""),
-        ("starlette", r"serve"),
-        ("uvicorn", r"serve"),
-        ("prometheus_client", r"serve"),
+        ("starlette", r"shipping\.serve"),
+        ("uvicorn", r"shipping\.serve"),
+        ("prometheus_client", r"shipping\.serve"),
     ],
 )
 def test_a_tool_stays_in_its_room(tool, rooms):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from experiments import fuzz
-from jaxad import KNNDetector, export_detector, sweep
-from jaxad.bundle import BundleError, load_scorer
+from jaxad import KNNDetector, export_detector
 from jaxad.data import DataError
-from jaxad.weights import WeightsError, read_state
+from jaxad.denoisers.weights import WeightsError, read_state
+from jaxad.evaluation import sweep
+from jaxad.shipping.bundle import BundleError, load_scorer
 
 QUICK = {
     **{"npy": 250, "npz": 250, "csv": 150, "picture": 250, "JSON body": 300, "file of scores": 150, "records": 150},

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxad import closed_form, noise, synthesis
+from jaxad import closed_form, noise
 from jaxad import generation as g
+from jaxad.generation import synthesis
 
 SIDE = 12
 FLAT = closed_form.gaussian_denoiser(

@@ -8,13 +8,16 @@ import pytest
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
-from jaxad import image_report, localisation, metrics, sharding
-from jaxad.checkpoint import CheckpointError
+from jaxad import metrics
 from jaxad.data import ImageDataset, PictureFiles
 from jaxad.denoisers import DiT, UNet
 from jaxad.detectors import ImageDetector, appearance, fitting, image
 from jaxad.detectors.appearance import looks
 from jaxad.detectors.persistence import load_detector, save_detector
+from jaxad.metrics import localisation
+from jaxad.reports import picture_page
+from jaxad.runtime import sharding
+from jaxad.runtime.checkpoint import CheckpointError
 
 NETWORK = DiT(hidden=32, depth=2, heads=2, patch_size=4)
 
@@ -222,8 +225,8 @@ def test_a_page_shows_the_worst_anomalies_and_ordinary_normal_pictures(detector,
     )
     scores = np.arange(60.0)
     # In turn; the anomalies from the top, the normal pictures from the bottom, the middle and the top of theirs.
-    assert image_report._chosen(pictures, scores, 6) == [0, 59, 15, 58, 29, 57]
-    page = image_report.write_image_report(detector, pictures, tmp_path / "page.html", most=4).read_text()
+    assert picture_page._chosen(pictures, scores, 6) == [0, 59, 15, 58, 29, 57]
+    page = picture_page.write_image_report(detector, pictures, tmp_path / "page.html", most=4).read_text()
     assert page.count("<img") == 4 * 5
     assert "AUPRO at 0.3" in page
     assert "looked at every 200 steps. Training stops after 5 looks without a new best" in page

@@ -13,9 +13,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxad import noise, scoring, sharding, training
+from jaxad import noise, scoring, training
 from jaxad.denoisers import DiT, UNet
 from jaxad.denoising import make_denoiser
+from jaxad.runtime import sharding
 
 NUM_DEVICES, STEPS = 8, 3
 AXIS = sharding.BATCH_AXIS

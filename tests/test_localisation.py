@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from jaxad import localisation
-from jaxad.localisation import aupro, f1_max, pixel_auroc, pixel_average_precision
+from jaxad.metrics import localisation
+from jaxad.metrics.localisation import aupro, f1_max, pixel_auroc, pixel_average_precision
 
 METRICS = [pixel_auroc, pixel_average_precision, f1_max, aupro]
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxad import memory, noise, training
+from jaxad import noise, training
 from jaxad.denoisers import MLP, DiT, UNet
-from jaxad.memory import Needed, available_bytes, check_batch, peak_bytes, training_bytes
-from jaxad.sharding import BATCH_AXIS, data_mesh
+from jaxad.runtime import memory
+from jaxad.runtime.memory import Needed, available_bytes, check_batch, peak_bytes, training_bytes
+from jaxad.runtime.sharding import BATCH_AXIS, data_mesh
 
 GIB = 2**30
 SCHEDULE = noise.cosine(100)

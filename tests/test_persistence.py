@@ -17,8 +17,7 @@ from sklearn.base import clone
 from sklearn.ensemble import IsolationForest
 from sklearn.utils.validation import NotFittedError
 
-from jaxad import checkpoint, denoisers, noise, sampling, scoring, training
-from jaxad.checkpoint import CheckpointError, check_writable, load_checkpoint, save_checkpoint
+from jaxad import denoisers, noise, sampling, scoring, training
 from jaxad.denoisers import MLP, DiT
 from jaxad.detectors import CycleDetector, persistence
 from jaxad.detectors.consensus import ConsensusDetector
@@ -29,7 +28,9 @@ from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.image import ImageDetector
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
 from jaxad.detectors.persistence import load_detector, load_extra, save_detector
-from jaxad.sharding import data_mesh
+from jaxad.runtime import checkpoint
+from jaxad.runtime.checkpoint import CheckpointError, check_writable, load_checkpoint, save_checkpoint
+from jaxad.runtime.sharding import data_mesh
 
 RNG = np.random.default_rng(0)
 X = np.asfortranarray(RNG.normal(size=(150, 5)) * [1.0, 10.0, 100.0, 1e-3, 1.0])
@@ -266,9 +267,7 @@ def test_sharded_arrays_need_no_eight_devices(tmp_path):
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names[0]))
     sharded = jax.device_put(np.arange(16.0, dtype=np.float32), sharding)
     save_checkpoint(tmp_path / "saved", {"a": sharded}, None)
-    program = (
-        "import sys; from jaxad.checkpoint import load_checkpoint; print(load_checkpoint(sys.argv[1])[0]['a'].sum())"
-    )
+    program = "import sys; from jaxad.runtime.checkpoint import load_checkpoint; print(load_checkpoint(sys.argv[1])[0]['a'].sum())"
     assert run(program, tmp_path / "saved") == ("120.0\n", "")
 
 
@@ -420,7 +419,7 @@ def test_full_disk(tmp_path):
     before = listing(tmp_path)
     program = """
         import resource, sys, numpy as np
-        from jaxad.checkpoint import CheckpointError, save_checkpoint
+        from jaxad.runtime.checkpoint import CheckpointError, save_checkpoint
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
             save_checkpoint(sys.argv[1], {"a": np.random.default_rng(0).normal(size=100_000)}, None)

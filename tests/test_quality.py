@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from jaxad import quality as q
+from jaxad.generation import quality as q
 
 RNG = np.random.default_rng(0)
 REAL, SAME = RNG.normal(size=(300, 4)), RNG.normal(size=(300, 4))

@@ -13,9 +13,12 @@ from command_line import jaxad
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor
 
-from jaxad import bulk, catalogue, cluster, data, sweep
-from jaxad.detectors import ImageDetector, KNNDetector
+from jaxad import data
+from jaxad.detectors import ImageDetector, KNNDetector, catalogue
 from jaxad.detectors.persistence import save_detector
+from jaxad.evaluation import sweep
+from jaxad.runtime import cluster
+from jaxad.shipping import bulk
 
 needs_ray = pytest.mark.skipif(not cluster.find_spec("ray"), reason="Ray is not installed: pip install 'jaxad[ray]'")
 LOADERS = {name: partial(data.builtin, name) for name in ("wine_0", "wine_1")}

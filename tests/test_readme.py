@@ -14,9 +14,9 @@ import pytest
 from command_line import jaxad
 
 from experiments import render
-from jaxad import cli, data, sweep
-from jaxad.catalogue import choose
-from jaxad.evaluation import Evaluation
+from jaxad import cli, data
+from jaxad.detectors.catalogue import choose
+from jaxad.evaluation import Evaluation, sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from jaxad import figures, metrics, report, sweep, tables
-from jaxad.evaluation import Evaluation
+from jaxad import metrics
+from jaxad.evaluation import Evaluation, sweep
+from jaxad.reports import figures, page, tables
 
 HOSTILE = "<script>alert('x')</script> | \"a\" $\\frac{ _b_\n\x1b東 &amp;"
 VOID = {"meta", "br", "img"}
@@ -66,7 +67,7 @@ class Page(HTMLParser):
 
 
 def page_of(tmp_path, evaluations, **settings):
-    path = report.write_report(evaluations, tmp_path / "page.html", **settings)
+    path = page.write_report(evaluations, tmp_path / "page.html", **settings)
     assert path == tmp_path / "page.html"
     return path.read_text(encoding="utf-8")
 
@@ -84,7 +85,7 @@ def store_scores(out, evaluations):
 
 def test_markdown_table_has_percent_the_best_in_bold_a_mean_and_a_rank():
     header, rows = cells(
-        report.markdown_table(
+        page.markdown_table(
             [record("x", "a", 0.5), record("x", "b", 0.75), record("y", "a", 1.0), record("y", "b", 0.5)]
         )
     )
@@ -97,40 +98,40 @@ def test_markdown_table_has_percent_the_best_in_bold_a_mean_and_a_rank():
 
 def test_smaller_is_better_for_false_positives():
     evaluations = [record(detector="a", fpr_at_95_tpr=0.2), record(detector="b", fpr_at_95_tpr=0.1)]
-    _, rows = cells(report.markdown_table(evaluations, metric="fpr_at_95_tpr"))
+    _, rows = cells(page.markdown_table(evaluations, metric="fpr_at_95_tpr"))
     assert rows["wine"] == ["20.00", "**10.00**"]
     assert rows["average rank"] == ["2.00", "**1.00**"]
     assert (
-        report.comparison_table(evaluations, "a", metric="fpr_at_95_tpr")
+        page.comparison_table(evaluations, "a", metric="fpr_at_95_tpr")
         .splitlines()[2]
         .startswith("| b | +10.00 | 1 / 0 / 0 |")
     )
 
 
 def test_equal_at_two_decimals_is_equally_bold():
-    _, rows = cells(report.markdown_table([record(detector="a", auroc=0.90001), record(detector="b", auroc=0.90002)]))
+    _, rows = cells(page.markdown_table([record(detector="a", auroc=0.90001), record(detector="b", auroc=0.90002)]))
     assert rows["wine"] == ["**90.00**", "**90.00**"]
 
 
 def test_seeds_give_a_mean_and_a_spread_and_the_caption_says_where_numbers_come_from():
-    text = report.markdown_table([record(auroc=0.8), record(auroc=0.9, seed=7, device="H200", commit=None)])
+    text = page.markdown_table([record(auroc=0.8), record(auroc=0.9, seed=7, device="H200", commit=None)])
     assert cells(text)[1]["wine"] == ["**85.00 ± 7.07**"]
     assert "Protocol clean; seeds 0, 7; cpu, 2 cores; H200; commit abc123; unknown." in text
-    assert "not every cell" in report.markdown_table([record(), record(seed=1), record(detector="b")])
+    assert "not every cell" in page.markdown_table([record(), record(seed=1), record(detector="b")])
 
 
 def test_missing_cells_are_shown_and_left_out_of_the_means():
-    _, rows = cells(report.markdown_table([record("x", "a", 0.5), record("x", "b", 0.6), record("y", "a", 1.0)]))
+    _, rows = cells(page.markdown_table([record("x", "a", 0.5), record("x", "b", 0.6), record("y", "a", 1.0)]))
     assert rows["y"] == ["**100.00**", "–"]
     assert rows["mean over 1 complete of 2 rows"] == ["50.00", "**60.00**"]
-    _, rows = cells(report.markdown_table([record("x", "a"), record("y", "b")]))
+    _, rows = cells(page.markdown_table([record("x", "a"), record("y", "b")]))
     assert rows["mean over 0 complete of 2 rows"] == rows["average rank"] == ["–", "–"]
 
 
 def test_published_numbers_stand_beside_ours_and_take_no_part_in_ranks():
     evaluations = [record("x", auroc=0.8), record("y", auroc=0.9)]
     published = {"kNN (paper)": {"x": 0.99, "y": 0.97}, "other": {"y": 0.5}}
-    text = report.markdown_table(evaluations, published=published)
+    text = page.markdown_table(evaluations, published=published)
     header, rows = cells(text)
     assert header == ["data set", "knn", "kNN (paper)", "other"]
     assert rows["x"] == ["**80.00**", "99.00", "–"]
@@ -138,7 +139,7 @@ def test_published_numbers_stand_beside_ours_and_take_no_part_in_ranks():
     assert rows["average rank"] == ["**1.00**", "", ""]
     assert "Published elsewhere, not computed here: kNN (paper), other." in text
     with pytest.raises(ValueError, match="divide percent by 100"):
-        report.markdown_table(evaluations, published={"paper": {"x": 97.1}})
+        page.markdown_table(evaluations, published={"paper": {"x": 97.1}})
 
 
 @pytest.mark.parametrize(
@@ -150,19 +151,19 @@ def test_published_numbers_stand_beside_ours_and_take_no_part_in_ranks():
     ],
 )
 def test_tables_that_would_lie_are_refused(evaluations, message):
-    for table in (report.markdown_table, report.comparison_table):
+    for table in (page.markdown_table, page.comparison_table):
         with pytest.raises(ValueError, match=message):
             table(evaluations)
 
 
 def test_an_unknown_metric_is_refused():
     with pytest.raises(ValueError, match="choose one of auroc"):
-        report.markdown_table([record()], metric="accuracy")
+        page.markdown_table([record()], metric="accuracy")
 
 
 def test_comparison_counts_wins_and_tests_over_data_sets():
     evaluations = square()
-    header, rows = cells(report.comparison_table(evaluations))
+    header, rows = cells(page.comparison_table(evaluations))
     assert header[0] == "against knn"
     gains = [0.05 + index / 1000 for index in range(7)]
     assert rows["b"] == [f"+{100 * np.mean(gains):.2f}", "7 / 0 / 0", f"{wilcoxon(gains).pvalue:.4f}", "7"]
@@ -170,24 +171,24 @@ def test_comparison_counts_wins_and_tests_over_data_sets():
 
 
 def test_comparison_has_no_p_value_on_fewer_than_six_sets():
-    _, rows = cells(report.comparison_table([*square(num_datasets=5), record("other", "alone")]))
+    _, rows = cells(page.comparison_table([*square(num_datasets=5), record("other", "alone")]))
     assert rows["b"][2:] == ["n/a", "5"]
     assert rows["alone"] == ["–", "–", "–", "0"]
     with pytest.raises(ValueError, match="no detector 'forest'"):
-        report.comparison_table(square(), "forest")
+        page.comparison_table(square(), "forest")
 
 
 def test_hostile_names_stay_one_cell_of_markdown():
-    text = report.markdown_table([record(HOSTILE, "a|b")])
+    text = page.markdown_table([record(HOSTILE, "a|b")])
     assert "<" not in text
     assert "a&#124;b" in text.splitlines()[0]
     assert text.splitlines()[2].count("|") == 3
-    assert "](" not in report.markdown_table([record("![x](https://example.org)")])
+    assert "](" not in page.markdown_table([record("![x](https://example.org)")])
     assert "&amp;amp;" in text
 
 
 def test_csv_reads_back(tmp_path):
-    path = report.write_csv([record(HOSTILE), record(seed=1)], tmp_path / "results.csv")
+    path = page.write_csv([record(HOSTILE), record(seed=1)], tmp_path / "results.csv")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["dataset"] == HOSTILE
@@ -269,7 +270,7 @@ def test_bars_join_the_longest_runs_within_the_difference():
 def test_the_fast_bootstrap_is_the_bootstrap_of_metrics():
     labels, scores = curve(0)
     scores = np.round(scores, 1)  # with ties
-    drawn = report.resampled_auroc(labels, scores, num_resamples=2000)
+    drawn = page.resampled_auroc(labels, scores, num_resamples=2000)
     slow = metrics.bootstrap_interval(metrics.auroc, labels, scores, seed=1)
     np.testing.assert_allclose(np.quantile(drawn, [0.025, 0.975]), slow, atol=0.008)
     assert drawn.mean() == pytest.approx(metrics.auroc(labels, scores), abs=0.003)
@@ -369,9 +370,9 @@ def test_intervals_need_the_scores_of_every_data_set(tmp_path):
 def test_a_page_is_replaced_whole_or_not_at_all(tmp_path):
     before = page_of(tmp_path, [record()])
     with pytest.raises(ValueError, match="given twice"):
-        report.write_report([record(), record()], tmp_path / "page.html")
+        page.write_report([record(), record()], tmp_path / "page.html")
     with pytest.raises(ValueError, match="at least one evaluation"):
-        report.write_report([], tmp_path / "page.html")
+        page.write_report([], tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == before
     with pytest.raises(FileNotFoundError):
-        report.write_report([record()], tmp_path / "nowhere" / "page.html")
+        page.write_report([record()], tmp_path / "nowhere" / "page.html")

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxad import noise, runs, sharding, training
-from jaxad.checkpoint import CheckpointError
+from jaxad import noise, training
 from jaxad.data import PictureFiles
 from jaxad.denoisers import MLP, DiT
 from jaxad.detectors import ConsensusDetector, DiffusionDetector, DTECategorical, ImageDetector, fitting
 from jaxad.detectors.persistence import load_detector, save_detector
-from jaxad.runs import RunDirectory, RunStopped, open_run
+from jaxad.runtime import runs, sharding
+from jaxad.runtime.checkpoint import CheckpointError
+from jaxad.runtime.runs import RunDirectory, RunStopped, open_run
 
 ROWS = np.random.default_rng(0).normal(size=(120, 4))
 PICTURES = np.random.default_rng(1).integers(0, 256, (24, 8, 8, 1)).astype(np.uint8)
@@ -247,7 +248,7 @@ def test_a_second_process_is_refused(tmp_path):
             [
                 sys.executable,
                 "-c",
-                "import sys; from jaxad.runs import open_run\nwith open_run(sys.argv[1]): pass",
+                "import sys; from jaxad.runtime.runs import open_run\nwith open_run(sys.argv[1]): pass",
                 tmp_path / "run",
             ],
             capture_output=True,

@@ -26,9 +26,11 @@ from command_line import jaxad as command
 from hypothesis import HealthCheck, given, settings
 from starlette.testclient import TestClient
 
-from jaxad import ImageDetector, KNNDetector, bodies, bundle, calibration, cli, serve
-from jaxad.bodies import ARROW, DEFAULT, JSON, Limits
-from jaxad.export import export_detector
+from jaxad import ImageDetector, KNNDetector, cli
+from jaxad.metrics import calibration
+from jaxad.shipping import bodies, bundle, serve
+from jaxad.shipping.bodies import ARROW, DEFAULT, JSON, Limits
+from jaxad.shipping.export import export_detector
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(150, 5))
@@ -597,7 +599,7 @@ def test_requests_in_flight_are_answered_before_the_end(folder, scorer):
     for (status, columns), size in zip(answers, (1, 65, 65), strict=True):
         assert status == 200
         is_what_the_scorer_says(columns, scorer, ROWS[:size])
-    assert out.strip() == "['jaxad', 'jaxad.bodies', 'jaxad.bundle', 'jaxad.serve']"
+    assert out.strip() == "['jaxad', 'jaxad.shipping.bodies', 'jaxad.shipping.bundle', 'jaxad.shipping.serve']"
     assert "Traceback" not in err
 
 
@@ -639,7 +641,7 @@ def test_the_address_is_this_machine_s_unless_told_otherwise():
 
 
 def test_the_command_line_names_what_is_missing(folder, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "jaxad.serve", None)
+    monkeypatch.setitem(sys.modules, "jaxad.shipping.serve", None)
     assert command("serve", folder) == 2
     assert "pip install 'jaxad[serve]'" in capsys.readouterr().err
 

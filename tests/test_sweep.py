@@ -13,8 +13,8 @@ import pytest
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor
 
-from jaxad import data, metrics, sweep
-from jaxad.evaluation import Evaluation
+from jaxad import data, metrics
+from jaxad.evaluation import Evaluation, sweep
 
 KEYS = [
     *("dataset", "detector", "protocol", "seed", "auroc", "average_precision", "fpr_at_95_tpr", "f1_at_k", "num_train"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxad import synthesis
+from jaxad.generation import synthesis
 from jaxad.metrics import auroc
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(64, 12, 16, 2)), jnp.float32)

@@ -6,13 +6,13 @@ import pytest
 from scipy.stats import spearmanr
 
 from jaxad import data, noise, scoring, training
-from jaxad.catalogue import DIT, untrained_dit
 from jaxad.denoisers import MLP, DiT
 from jaxad.detectors import DiffusionDetector, DTECategorical, DTEInverseGamma, SquaredNorm, fit_many
+from jaxad.detectors.catalogue import DIT, untrained_dit
 from jaxad.detectors.fitting import ProgressBar, Standardiser, hold_out, train, train_many
 from jaxad.evaluation import clean
 from jaxad.metrics import auroc
-from jaxad.sharding import data_mesh
+from jaxad.runtime.sharding import data_mesh
 
 
 @pytest.fixture(scope="module")

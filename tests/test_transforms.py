@@ -9,8 +9,9 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxad import noise, sampling, scoring, sharding, training
+from jaxad import noise, sampling, scoring, training
 from jaxad.denoisers import MLP
+from jaxad.runtime import sharding
 
 NUM_DEVICES = 8
 AXIS = sharding.BATCH_AXIS

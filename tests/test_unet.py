@@ -11,16 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxad.denoisers import (
-    DiT,
-    UNet,
-    dit_small_28,
-    unet_28,
-    unet_64,
-    unet_128,
-    unet_224,
-    unet_small_28,
-)
+from jaxad.denoisers import DiT, UNet, dit_small_28, unet_28, unet_64, unet_128, unet_224, unet_small_28
 from jaxad.denoising import make_denoiser
 from jaxad.noise import NoiseLevel
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxad.denoisers import MLP, DiT, UNet
 from jaxad.denoisers.embedding import positions_2d
-from jaxad.weights import WeightsError, load_weights, read_state
+from jaxad.denoisers.weights import WeightsError, load_weights, read_state
 
 TIMESTEP = np.array([1, 250, 871])
 LOG_SNR = jnp.asarray(-2 * np.log(np.tan(np.pi / 2 * TIMESTEP / 1000)), jnp.float32)  # 1000 * noise_angle is TIMESTEP

@@ -3,14 +3,14 @@
 from jaxad.detectors.conformal import ConformalDetector
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
-from jaxad.detectors.cycle import CycleDetector
 from jaxad.detectors.diffusion import DiffusionDetector, fit_many
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
+from jaxad.detectors.estimator import Detector
 from jaxad.detectors.faces import PyODDetector
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.image import ImageDetector
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
-from jaxad.detectors.protocol import Detector
+from jaxad.detectors.taught import CycleDetector
 
 __all__ = [
     "COPOD",

@@ -1,4 +1,4 @@
-"""Any detector, calibrated on rows it was not fitted on: what its scores mean (``jaxad.calibration``), held out once or in turns."""
+"""Any detector, calibrated on rows it was not fitted on: what its scores mean, held out once or in turns."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,8 +8,8 @@ from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from jaxad.calibration import benjamini_hochberg, check_rate, cross_p_values, finite
-from jaxad.detectors.protocol import Detector, check_scoring_data, check_training_data
+from jaxad.detectors.estimator import Detector, check_scoring_data, check_training_data
+from jaxad.metrics.calibration import benjamini_hochberg, check_rate, cross_p_values, finite
 
 
 class CrossFit(NamedTuple):

@@ -14,10 +14,10 @@ from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import hidden_features, make_denoiser
 from jaxad.detectors import views
+from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
 from jaxad.detectors.fitting import score_in_batches, train_many
 from jaxad.detectors.neighbours import squared_distances
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
-from jaxad.runs import open_run
+from jaxad.runtime.runs import open_run
 
 FARTHEST = 10.0
 """Standardised values are cut here: one absurd value must not decide alone."""

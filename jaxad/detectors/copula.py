@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
+from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
 
 # A column whose range is below this, relative to its values, is constant: the rest is rounding.
 CONSTANT = 1e-12

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxad import generation, noise, synthesis
+from jaxad import generation, noise
 from jaxad.data import ImageDataset
 from jaxad.denoisers import DiT
 from jaxad.denoising import make_denoiser
 from jaxad.detectors.fitting import ProgressBar
 from jaxad.detectors.image import TRAINING_LEVELS, ImageDetector
+from jaxad.generation import synthesis
 from jaxad.generation.few_shot import adaptation, check_losses
-from jaxad.sharding import pad_to_multiple
+from jaxad.runtime.sharding import pad_to_multiple
 
 PATH = noise.log_uniform(50, sigma_min=0.05, sigma_max=10.0)
 """From pictures to noise that drowns them, within what the detector's denoiser has learned to undo."""

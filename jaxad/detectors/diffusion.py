@@ -13,9 +13,9 @@ from sklearn.utils import check_random_state
 from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import Denoise, make_denoiser
+from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
 from jaxad.detectors.fitting import Standardiser, default_num_steps, hold_out, score_in_batches, train, train_many
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
-from jaxad.runs import open_run
+from jaxad.runtime.runs import open_run
 
 
 def default_levels(scorer=scoring.denoising_error) -> noise.NoiseLevel:

@@ -16,9 +16,9 @@ from sklearn.utils import check_random_state
 
 from jaxad import noise, training
 from jaxad.denoisers import TimeMLP
+from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
 from jaxad.detectors.fitting import Standardiser, hold_out, score_in_batches, train
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
-from jaxad.runs import open_run
+from jaxad.runtime.runs import open_run
 
 
 def time_schedule(num_levels: int = 400) -> noise.NoiseLevel:

@@ -18,8 +18,8 @@ from sklearn.neighbors import NearestNeighbors
 from jaxad import scoring
 from jaxad.denoising import make_denoiser
 from jaxad.detectors.diffusion import DiffusionDetector
+from jaxad.detectors.estimator import Detector, check_scoring_data
 from jaxad.detectors.fitting import score_in_batches
-from jaxad.detectors.protocol import Detector, check_scoring_data
 from jaxad.noise import add_noise, noise_from_clean
 from jaxad.scoring.draws import over_levels_and_draws
 

@@ -14,11 +14,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxad import distributed, training
-from jaxad.memory import available_bytes, check_batch, training_bytes
+from jaxad import training
 from jaxad.noise import NoiseLevel
-from jaxad.runs import Run, digest, in_words, named_leaves, tree_from_leaves
-from jaxad.sharding import (
+from jaxad.runtime import distributed
+from jaxad.runtime.memory import available_bytes, check_batch, training_bytes
+from jaxad.runtime.runs import Run, digest, in_words, named_leaves, tree_from_leaves
+from jaxad.runtime.sharding import (
     batch_sharding,
     fetch,
     pad_to_multiple,
@@ -149,7 +150,7 @@ def train(
     size share one compiled program; a ``Stream`` is read batch by batch instead.
 
     On a ``mesh`` the state is copied to every device, or with ``cut_parameters`` cut over them (``sharding.shard_parameters``); rows
-    are cut in any case. The mesh may lie over several processes (``jaxad.distributed``), all with the same ``rows``; a ``Stream``
+    are cut in any case. The mesh may lie over several processes (``jaxad.runtime.distributed``), all with the same ``rows``; a ``Stream``
     delivers to each its own part of every batch.
     With ``run`` the state is kept in a run directory, and what is found there is taken up: the result is that of a run never stopped,
     to the bit on the same kind of device.

@@ -6,7 +6,7 @@ from sklearn.base import BaseEstimator
 from sklearn.covariance import ledoit_wolf
 from sklearn.preprocessing import StandardScaler
 
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
+from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
 
 # Held-out scores for the threshold come from this many folds: in-sample distances are far too small once features rival
 # rows.

@@ -11,17 +11,18 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted
 
-from jaxad import noise, scoring, synthesis, training
+from jaxad import noise, scoring, training
 from jaxad.data import PictureFiles, image_batches
 from jaxad.denoisers import DiT, UNet
 from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors import views
 from jaxad.detectors.appearance import looks
 from jaxad.detectors.consensus import ConsensusDetector
+from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
 from jaxad.detectors.fitting import Standardiser, Stream, check_memory, hold_out, score_in_batches, train
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
-from jaxad.runs import open_run
-from jaxad.sharding import process_share
+from jaxad.generation import synthesis
+from jaxad.runtime.runs import open_run
+from jaxad.runtime.sharding import process_share
 
 MOST_IN_MEMORY = 5000
 """Of more pictures than memory holds, so many are looked at as a whole: all that the one-vs-rest suites train on."""

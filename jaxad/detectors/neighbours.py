@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import gen_batches
 
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
+from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
 
 # The threshold needs leave-one-out scores of training rows; this many pin a quantile down, and all pairs of a million
 # rows take hours.

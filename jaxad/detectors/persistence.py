@@ -20,20 +20,27 @@ from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from jaxad import noise, sampling, scoring, training
-from jaxad.checkpoint import DTYPES, CheckpointError, check_writable, load_checkpoint, read_description, save_checkpoint
 from jaxad.data.dataset import did_you_mean
 from jaxad.denoisers import MLP, DiT, TimeMLP, UNet
 from jaxad.detectors import appearance, views
 from jaxad.detectors.consensus import ConsensusDetector, represent
 from jaxad.detectors.copula import COPOD, ECOD, _Columns
-from jaxad.detectors.cycle import CycleDetector
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
+from jaxad.detectors.estimator import check_scoring_data
 from jaxad.detectors.fitting import Standardiser
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.image import ImageDetector, PictureTable
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
-from jaxad.detectors.protocol import check_scoring_data
+from jaxad.detectors.taught import CycleDetector
+from jaxad.runtime.checkpoint import (
+    DTYPES,
+    CheckpointError,
+    check_writable,
+    load_checkpoint,
+    read_description,
+    save_checkpoint,
+)
 
 __all__ = ["CheckpointError", "check_writable", "load_detector", "load_extra", "save_detector"]
 

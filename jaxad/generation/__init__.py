@@ -16,7 +16,7 @@ from jaxad.generation.controls import ADBENCH_KINDS, adbench_synthetic, nng_mix
 from jaxad.generation.counterfactual import Counterfactual, element_error, nearest_anomaly, repair
 from jaxad.generation.few_shot import Adapters, adapt, describe, few_shot
 from jaxad.generation.generated import Generated, Kind, check_examples, several
-from jaxad.generation.guided import (
+from jaxad.generation.low_density import (
     RowScore,
     band_targets,
     detector_guided,
@@ -27,7 +27,7 @@ from jaxad.generation.guided import (
     tempered,
     until,
 )
-from jaxad.generation.images import blended, cut_paste, harmonised, redrawn
+from jaxad.generation.masked import blended, cut_paste, harmonised, redrawn
 from jaxad.generation.masks import foreground, masks_from_examples, perlin_masks, perlin_noise
 from jaxad.generation.strength import measured_variance, sdas, strengthened
 from jaxad.generation.typed import (

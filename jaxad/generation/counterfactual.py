@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxad.denoising import Denoise
 from jaxad.generation.generated import check_denoiser
-from jaxad.generation.guided import RowScore, reach
+from jaxad.generation.low_density import RowScore, reach
 from jaxad.noise import NoiseLevel, add_noise, expand
 from jaxad.scoring.conditional import inpaint
 

@@ -49,7 +49,7 @@ from jaxad.scoring.errors import (
     reconstruction_error,
     unnoised_reverse_error,
 )
-from jaxad.scoring.guided import guided_reconstruction_error, guided_reconstruction_map, norm_guided_error_map
+from jaxad.scoring.guided_errors import guided_reconstruction_error, guided_reconstruction_map, norm_guided_error_map
 from jaxad.scoring.inpainting import checkerboard, inpainting_error, inpainting_error_map, random_masks
 from jaxad.scoring.maps import denoising_error_map, reconstruction_error_map, smooth
 from jaxad.scoring.norms import log_score_norm, score_norm

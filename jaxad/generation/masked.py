@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 from jaxad.denoising import Denoise
 from jaxad.generation.generated import Generated, Kind, check_denoiser, check_mask, check_strength, generated
+from jaxad.generation.synthesis import DEFECTS, Defect, corrupt
 from jaxad.noise import NoiseLevel, add_noise, expand
 from jaxad.scoring.draws import check_images
-from jaxad.synthesis import DEFECTS, Defect, corrupt
 
 
 def redrawn(

@@ -11,15 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxad.denoising import Denoise, Variance
-from jaxad.generation.generated import (
-    Generated,
-    Kind,
-    check_denoiser,
-    check_strength,
-    concrete,
-    generated,
-    walked,
-)
+from jaxad.generation.generated import Generated, Kind, check_denoiser, check_strength, concrete, generated, walked
 from jaxad.noise import NoiseLevel, add_noise, expand
 from jaxad.scoring.draws import mean_square, sample_axes
 

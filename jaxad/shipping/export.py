@@ -27,21 +27,23 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from jaxad import bundle, cycle, scoring
-from jaxad.bundle import BundleError
-from jaxad.checkpoint import CheckpointError, _make_temporary, _move_into_place, _version
+from jaxad import scoring
 from jaxad.denoising import make_denoiser
 from jaxad.detectors import appearance, consensus, copula, fitting, image, neighbours
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
-from jaxad.detectors.cycle import FARTHEST_FEATURE, FEATURE_LEVELS, CycleDetector
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma, expected_bin, variance
+from jaxad.detectors.estimator import check_scoring_data
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.image import ImageDetector
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
-from jaxad.detectors.protocol import check_scoring_data
-from jaxad.runs import in_words
+from jaxad.detectors.taught import FARTHEST_FEATURE, FEATURE_LEVELS, CycleDetector
+from jaxad.generation import cycle
+from jaxad.runtime.checkpoint import CheckpointError, _make_temporary, _move_into_place, _version
+from jaxad.runtime.runs import in_words
+from jaxad.shipping import bundle
+from jaxad.shipping.bundle import BundleError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -81,7 +83,7 @@ def export_detector(
     data: Any = None,
     metrics: Any = None,
 ) -> None:
-    """Write ``detector.score_samples`` to the directory ``path``, a program that ``jaxad.bundle.load_scorer`` runs without flax or sklearn.
+    """Write ``detector.score_samples`` to the directory ``path``, a program that ``jaxad.load_scorer`` runs without flax or sklearn.
 
     Lowered for CPU, CUDA and TPU at once, for batches of any size. A bundle that is already there is replaced; whatever goes wrong,
     ``path`` is afterwards the old state or the whole new one.

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from jaxad import bundle
-from jaxad.calibration import benjamini_hochberg, p_values
-from jaxad.cluster import Elsewhere
 from jaxad.data import DataError, Dataset, PictureFiles, read_table, table_blocks
 from jaxad.data.arrays import damage_named
 from jaxad.detectors.persistence import load_detector, load_extra
+from jaxad.metrics.calibration import benjamini_hochberg, p_values
+from jaxad.runtime.cluster import Elsewhere
+from jaxad.shipping import bundle
 
 ROWS_AT_ONCE = 65_536
 

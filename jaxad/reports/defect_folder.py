@@ -18,9 +18,9 @@ from jaxad.data.images import ImageDataset
 from jaxad.detectors import defects
 from jaxad.detectors.defects import STRENGTHS, Defects
 from jaxad.detectors.image import ImageDetector
-from jaxad.image_report import CSS, gray_to_rgb, overlay, picture_table, unit
-from jaxad.report import html_table, write_page
-from jaxad.tables import Cell, Table
+from jaxad.reports.page import html_table, write_page
+from jaxad.reports.picture_page import CSS, gray_to_rgb, overlay, picture_table, unit
+from jaxad.reports.tables import Cell, Table
 
 DIFFERENCE = 3
 """How many times brighter than it is a difference is shown."""

@@ -73,7 +73,7 @@ def load_weights(
     ...     load_weights(f"{folder}/dit.safetensors", DiT(), (1, 8, 8, 3))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    jaxad.weights.WeightsError: ...dit.safetensors does not exist or is no file
+    jaxad.denoisers.weights.WeightsError: ...dit.safetensors does not exist or is no file
     """
     if not isinstance(network, DiT | UNet):
         raise WeightsError(f"weights are known for DiT and UNet, got a {type(network).__name__}")

@@ -1,7 +1,7 @@
 """Run directories: a training that is stopped, killed or out of disk goes on where its last good checkpoint was.
 
 lock                  held by the process at work: a second one is refused
-step_00000400/        a checkpoint of ``jaxad.checkpoint``: the state, and what the run was asked to do
+step_00000400/        a checkpoint of ``jaxad.runtime.checkpoint``: the state, and what the run was asked to do
 <part>/step_.../      the same for every network of a detector that trains several
 events.out.tfevents.* curves for TensorBoard, if asked for
 """
@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxad import distributed
-from jaxad.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from jaxad.runtime import distributed
+from jaxad.runtime.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 STOPPED = 75
 """Exit code of a run that was told to stop and has saved: ``EX_TEMPFAIL``, try again later."""
@@ -207,7 +207,7 @@ def open_run(where: "str | os.PathLike | RunDirectory | Run | None", **asked: An
     """The run directory, locked; SIGTERM and Ctrl-C ask it to save and stop. None gives None; an open run is handed on.
 
     ``asked`` are settings that the result depends on, a learning rate for instance: a run goes on only if they are the same.
-    A second Ctrl-C interrupts at once. Signals are only heard in the main thread. Of several processes (``jaxad.distributed``) the main
+    A second Ctrl-C interrupts at once. Signals are only heard in the main thread. Of several processes the main
     one holds the lock for all; the folder must be one that all of them see.
 
     Raises:

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from jaxad import metrics
 from jaxad.data import Dataset
-from jaxad.detectors.protocol import Detector
+from jaxad.detectors.estimator import Detector
 
 
 @dataclass(frozen=True)

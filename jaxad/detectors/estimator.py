@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jaxad.calibration import benjamini_hochberg, check_rate, p_values
+from jaxad.metrics.calibration import benjamini_hochberg, check_rate, p_values
 
 
 @runtime_checkable

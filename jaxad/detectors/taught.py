@@ -11,14 +11,15 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 
-from jaxad import calibration, cycle, noise, quality, scoring
+from jaxad import noise, scoring
 from jaxad.denoisers import MLP
 from jaxad.denoising import make_denoiser
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.diffusion import DiffusionDetector
+from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
 from jaxad.detectors.fitting import Standardiser, score_in_batches
-from jaxad.detectors.protocol import ThresholdMixin, check_scoring_data, check_training_data
-from jaxad.generation import Generated, Kind, check_examples, nng_mix, several
+from jaxad.generation import Generated, Kind, check_examples, cycle, nng_mix, quality, several
+from jaxad.metrics import calibration
 
 FEWEST_ROWS = 100
 """Below that p-values are too coarse for the band, and too few rows judge."""

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxad import localisation, metrics
+from jaxad import metrics
 from jaxad.data import ImageDataset
 from jaxad.detectors.fitting import CHUNK, PATIENCE
 from jaxad.detectors.image import ImageDetector
-from jaxad.report import training_figure, write_page
+from jaxad.metrics import localisation
+from jaxad.reports.page import training_figure, write_page
 
 SHOWN_SIDE = 128
 """Shorter side of a picture on the page, in pixels: small ones are enlarged by a whole number, their pixels left as they are."""

@@ -9,7 +9,7 @@ Nothing that arrives is believed: sizes are counted while bytes come in and befo
 itself *before* it joins others. Requests that wait together are scored together, by one call of the program; a row's score depends on
 that row alone, so nobody notices but the clock. Refusals are JSON, ``{"error": reason}``.
 
-``python -m jaxad.serve scorer/`` does the same where only jax, numpy, flatbuffers, starlette, uvicorn and prometheus-client are installed.
+``python -m jaxad.shipping.serve scorer/`` does the same with jax, numpy, flatbuffers, starlette, uvicorn and prometheus-client alone.
 There is no authentication and no encryption: beyond one machine, put a proxy in front that has both.
 """
 
@@ -44,8 +44,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from jaxad.bodies import ARROW, DEFAULT, JSON, Limits, Refusal, pyarrow_or, read_arrow, read_json, write_arrow
-from jaxad.bundle import Scorer, load_scorer, read_card
+from jaxad.shipping.bodies import ARROW, DEFAULT, JSON, Limits, Refusal, pyarrow_or, read_arrow, read_json, write_arrow
+from jaxad.shipping.bundle import Scorer, load_scorer, read_card
 
 BODIES_AT_ONCE = 16
 """So many times the largest body may be held at any moment, by all connections together."""
@@ -471,9 +471,9 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def main(words: list[str] | None = None) -> None:
-    """``python -m jaxad.serve``: what ``jaxad serve`` does, without the packages of the command line."""
+    """``python -m jaxad.shipping.serve``: what ``jaxad serve`` does, without the packages of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m jaxad.serve",
+        prog="python -m jaxad.shipping.serve",
         description=inspect.getdoc(serve),
         epilog=inspect.getdoc(Limits),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxad import distributed
+from jaxad.runtime import distributed
 
 DESCRIPTION = "detector.json"
 ARRAYS = "arrays"
@@ -64,7 +64,7 @@ def save_checkpoint(path: str | os.PathLike, arrays: Mapping[str, Any], content:
 
     A checkpoint that is already there is replaced. Whatever goes wrong, ``path`` is afterwards either the old state or
     the whole new one: everything is written to a hidden directory beside it, which is then renamed. Of several processes
-    (``jaxad.distributed``) all call this together: the main one writes, and each what it alone holds of an array that is cut.
+    (``jaxad.runtime.distributed``) all call this together: the main one writes, and each what it alone holds of an array that is cut.
 
     Raises:
         ValueError: before anything is written: a name or dtype that cannot be saved, or ``content`` is not JSON.

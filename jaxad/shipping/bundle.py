@@ -103,7 +103,7 @@ class Scorer:
         return np.where(self.p_values(X) <= alpha, -1, 1)
 
     def p_values(self, X) -> np.ndarray:
-        """Conformal p-values ``[rows]`` in (0, 1]: ``(1 + #{calibration score <= score}) / (n + 1)``, see ``jaxad.calibration``.
+        """Conformal p-values ``[rows]`` in (0, 1]: ``(1 + #{calibration score <= score}) / (n + 1)``, see ``jaxad.metrics.calibration``.
 
         Raises:
             ValueError: the bundle holds no calibration scores; otherwise as ``score_samples``.
@@ -190,7 +190,7 @@ def load_scorer(path: str | os.PathLike) -> Scorer:
 
     >>> import tempfile
     >>> from jaxad import KNNDetector
-    >>> from jaxad.export import export_detector
+    >>> from jaxad.shipping.export import export_detector
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     detector = KNNDetector(n_neighbors=1).fit([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
     ...     export_detector(detector, f"{folder}/scorer")

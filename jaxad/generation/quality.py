@@ -24,8 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 
-from jaxad.calibration import p_values
 from jaxad.metrics import auroc, paired_bootstrap_interval
+from jaxad.metrics.calibration import p_values
 
 # ---------------------------------------------------------------------------------------------------------- two-sample tests
 

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jaxad import evaluation
-from jaxad.cluster import Elsewhere
 from jaxad.data import DataError, Dataset
 from jaxad.data.arrays import read_members
-from jaxad.detectors.protocol import Detector
+from jaxad.detectors.estimator import Detector
 from jaxad.evaluation import Evaluation
+from jaxad.runtime.cluster import Elsewhere
 
 RESULTS = "results.jsonl"
 _TEXTS = ("dataset", "detector", "protocol", "device")

@@ -1,7 +1,7 @@
 """Placement on many devices: parameters everywhere, or cut where they would not fit, a batch cut along its rows.
 
 Data parallelism here is placement only; the compiled function stays the same and XLA inserts the communication. The devices may
-belong to several processes (``jaxad.distributed``): then all of them call the same functions with the same arguments.
+belong to several processes (``jaxad.runtime.distributed``): then all of them call the same functions with the same arguments.
 """
 
 from typing import Any

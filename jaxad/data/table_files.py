@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxad.data.arrays import (
-    MAX_BYTES,
-    damage_named,
-    npz_pieces,
-    read_npy,
-    read_npy_rows,
-    read_npz,
-    read_record,
-)
+from jaxad.data.arrays import MAX_BYTES, damage_named, npz_pieces, read_npy, read_npy_rows, read_npz, read_record
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxad import figures
-from jaxad.detectors import cycle
-from jaxad.detectors.cycle import CycleDetector
+from jaxad.detectors import taught
 from jaxad.detectors.fitting import CHUNK, PATIENCE
+from jaxad.detectors.taught import CycleDetector
 from jaxad.generation import Kind
-from jaxad.report import figure, html_table, training_figure, write_page
-from jaxad.tables import Cell, Table
+from jaxad.reports import figures
+from jaxad.reports.page import figure, html_table, training_figure, write_page
+from jaxad.reports.tables import Cell, Table
 
 STRENGTHS = (0.5, 1.0, 2.0)
 
@@ -99,10 +99,10 @@ def _rounds(detector: CycleDetector) -> str:
     }
     body = [[Cell(name), *(Cell(of(row)) for row in detector.rounds_)] for name, of in numbers.items()]
     words = (
-        f"Kept of {cycle.GENERATED_ROWS} generated rows in each round: p-values in [.001, .05], new, and no normal row in disguise; "
+        f"Kept of {taught.GENERATED_ROWS} generated rows in each round: p-values in [.001, .05], new, and no normal row in disguise; "
         "fewer than 8 of a kind are dropped. The two-sample test tells what was kept from normal rows: above .95 the next round is weaker, "
         "below .6 stronger. Artefact: how well reconstructed normal rows are told from the rows themselves, .5 is how it should be; above "
-        f"{cycle.MOST_ARTEFACT:g}, and .1 above the first detector, the round is refused: it has learned the generator."
+        f"{taught.MOST_ARTEFACT:g}, and .1 above the first detector, the round is refused: it has learned the generator."
     )
     return html_table(Table(["", *(f"round {number}" for number in range(1, len(body[0])))], body, []), words)
 
@@ -114,7 +114,7 @@ def _share(row, name: str, form: str = ".3f") -> str:
 def _severity(detector: CycleDetector, strengths: Sequence[float], seed: int) -> str:
     found: dict[str, list[str]] = {}
     for strength in strengths:
-        made = detector.generate(cycle.GENERATED_ROWS, seed=seed, strength=float(strength))
+        made = detector.generate(taught.GENERATED_ROWS, seed=seed, strength=float(strength))
         p, kinds = detector.p_values(made.x), np.asarray(made.kind)
         for code in np.unique(kinds):
             of = p[kinds == code]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxad import figures, sweep
-from jaxad.evaluation import Evaluation
-from jaxad.tables import (
+from jaxad.evaluation import Evaluation, sweep
+from jaxad.reports import figures
+from jaxad.reports.tables import (
     METRICS,
     Cell,
     Grid,

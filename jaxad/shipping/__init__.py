@@ -1,0 +1,1 @@
+"""From a fitted detector to where it is used: bundles, a service, files of any length."""
