@@ -77,8 +77,8 @@ class Rescored(BaseEstimator):
         # The rows that fit held out: the same generator, asked in the same order.
         rng = np.random.RandomState(self.seed)
         rng.randint(2**31 - 1)
-        scorer, aggregate, draws = self.family
-        self.model_.set_params(scorer=scorer, aggregate=aggregate, draws=draws)
+        score, aggregate, draws = self.family
+        self.model_.set_params(score=score, aggregate=aggregate, draws=draws)
         self.model_.calibrate(hold_out(X, rng)[1])
         self.model_.score_samples(np.resize(X, (1024, X.shape[1])))  # the clock of `evaluate` meets a compiled program
         return self

@@ -87,7 +87,7 @@ def run(config: Config) -> None:
             if config.maps:
                 more["num_steps"] = config.num_steps
             if config.maps and test.masks is not None:
-                maps = image.score_maps(test.x)
+                maps = image.where(test.x)
                 more |= {
                     "pixel_auroc": localisation.pixel_auroc(test.masks, maps),
                     "pixel_ap": localisation.pixel_average_precision(test.masks, maps),

@@ -104,7 +104,7 @@ def train(config: Config, place: Path | None, result: Path) -> None:
     leaves = [detector.losses_, detector.validation_losses_]
     import jax
 
-    result.write_text(digest(*leaves, *jax.tree.leaves(detector.params_), detector.score_samples(rows)))
+    result.write_text(digest(*leaves, *jax.tree.leaves(detector.scorer_.params), detector.score_samples(rows)))
 
 
 def cells(place: Path) -> None:

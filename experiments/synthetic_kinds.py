@@ -90,13 +90,13 @@ def run(config: Config) -> list[Evaluation]:
         for kind in config.kinds
     }
 
-    def diffusion(scorer, seed):
+    def diffusion(score, seed):
         network = MLP(width=128, depth=2)
-        return DiffusionDetector(network, scorer=scorer, draws=1, num_steps=config.num_steps, random_state=seed)
+        return DiffusionDetector(network, score=score, draws=1, num_steps=config.num_steps, random_state=seed)
 
     table: dict[str, Callable[[int], Detector]] = {
         **choose(CLASSICAL),
-        **{name: partial(diffusion, scorer) for name, scorer in DIFFUSION.items()},
+        **{name: partial(diffusion, score) for name, score in DIFFUSION.items()},
     }
     records = sweep.run(sets, choose(config.detectors, table), out=config.out, protocol="clean", seeds=config.seeds)
     (config.out / "table.md").write_text(by_kind(records), encoding="utf-8")

@@ -35,7 +35,6 @@ from jaxad import data, noise
 from jaxad import generation as g
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.denoisers import DiT
-from jaxad.denoising import make_denoiser
 from jaxad.detectors import DiffusionDetector, KNNDetector
 from jaxad.evaluation import current_commit, device_name
 from jaxad.generation import quality, synthesis
@@ -233,7 +232,8 @@ def of_kind(test, rest, masks, maps, word: str):
 def few_shot(config: Config, detector, few, few_masks, kinds, normals, key, x, *, taught=True):
     """Adapters learned from the known defects, then each picture gets one of the kinds in turn, under a mask like that kind's."""
     learn_key, mask_key, make_key = jax.random.split(key, 3)
-    network, params, prediction = detector.network_, detector.params_, detector.prediction_
+    of = detector.scorer_
+    network, params, prediction = of.network, of.params, of.prediction
     schedule = noise.cosine(1000)
     learned = jax.jit(
         lambda key: g.adapt(
@@ -299,7 +299,7 @@ def harmonised(detector, few_masks, key, x):
     mask_key, content_key, make_key = jax.random.split(key, 3)
     masks = np.asarray(g.masks_from_examples(mask_key, few_masks, len(x), rotation=15.0))
     content = np.asarray(synthesis.stained(content_key, jnp.asarray(x)))
-    denoise = make_denoiser(detector.network_, detector.params_, detector.prediction_)
+    denoise = detector.denoiser()
     make = jax.jit(lambda key, x, mask, content: g.harmonised(key, denoise, x, mask, PATH, content=content).x)
     return in_batches(make_key, x, lambda key, part: make(key, x[part], masks[part], content[part])), masks
 
@@ -342,7 +342,7 @@ def pixel_features(detector, x) -> np.ndarray:
         middle, apart = (dyy + dxx) / 2, np.sqrt(((dyy - dxx) / 2) ** 2 + dyx**2)
         slope = np.hypot(blur(scale, 1, 0), blur(scale, 0, 1))
         found += [blur(scale), slope, middle + apart, middle - apart]
-    denoise = make_denoiser(detector.network_, detector.params_, detector.prediction_)
+    denoise = detector.denoiser()
 
     @jax.jit
     def errors(rows):

@@ -412,11 +412,12 @@ def _fit_pictures(folder, out, reading, on_error, settings, stream, workers, whe
 
 def _score_pictures(detector, reading, folder, out, page, maps, on_error, alpha, fdr) -> None:
     from jaxad.data import read_folder, read_mvtec
+    from jaxad.detectors.scorer import tells_where
     from jaxad.reports.picture_page import measured, write_image_report
     from jaxad.shipping.bulk import judged
 
     console = plain_console()
-    if maps is not None and detector.network_ is None:
+    if maps is not None and not tells_where(detector.scorer_):
         raise ValueError(
             "--maps: the model was fitted with --no-maps and has no denoiser of pixels; fit it with --maps"
         )
@@ -426,8 +427,8 @@ def _score_pictures(detector, reading, folder, out, page, maps, on_error, alpha,
     pictures = pictures[1] if isinstance(pictures, tuple) else pictures
     started = time.perf_counter()
     where = None
-    if detector.network_ is not None and (maps is not None or pictures.masks is not None):
-        normality, where = detector.score_with_maps(pictures.x)
+    if tells_where(detector.scorer_) and (maps is not None or pictures.masks is not None):
+        normality, where = detector.score_and_where(pictures.x)
     else:
         normality = detector.score_samples(pictures.x)
     seconds = time.perf_counter() - started
@@ -437,7 +438,7 @@ def _score_pictures(detector, reading, folder, out, page, maps, on_error, alpha,
     if maps is not None:
         partial_file = maps.with_name(maps.name + ".partial.npz")
         np.savez_compressed(
-            partial_file, maps=np.asarray(where), threshold=detector.map_threshold_, files=np.array(pictures.files)
+            partial_file, maps=np.asarray(where), threshold=detector.where_threshold_, files=np.array(pictures.files)
         )
         partial_file.replace(maps)
         console.print(f"maps written to {maps}")

@@ -73,7 +73,7 @@ _ = plt.legend(title="AUROC")
 
 # %%
 by_level = detector.scores_by_level(digits.x[test])
-sigma = detector.levels_.sigma
+sigma = detector.scorer_.levels.sigma
 for label, name in enumerate(("normal", "anomalous")):
     plt.plot(sigma, by_level[:, labels == label].mean(axis=1), marker="o", label=name)
 plt.xscale("log")

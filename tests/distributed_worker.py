@@ -29,7 +29,7 @@ def make(**settings: Any) -> DiffusionDetector:
 
 def outcome(detector: DiffusionDetector) -> dict[str, np.ndarray]:
     """What several processes should have in common with one."""
-    leaves = {f"params.{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(detector.params_))}
+    leaves = {f"params.{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(detector.scorer_.params))}
     found = {"losses": detector.losses_, "held_out": detector.validation_losses_, "scores": detector.score_samples(NEW)}
     return leaves | found
 
@@ -71,7 +71,7 @@ def pictures(task: dict[str, Any]) -> dict[str, np.ndarray]:
     part = next(image_batches(files, batch_size=8, seed=3, part=(me, count)))
     num_read = len(read)
     detector = ImageDetector(num_steps=20, batch_size=8, mesh=data_mesh()).fit(files)
-    found = {"losses": detector.losses_, "scores": detector.score_samples(files), "maps": detector.score_maps(files)}
+    found = {"losses": detector.losses_, "scores": detector.score_samples(files), "maps": detector.where(files)}
     return found | {"part": part, "num_read": np.array(num_read)}
 
 

@@ -134,7 +134,7 @@ def test_every_process_decodes_its_own_part_of_every_picture_batch(together, tmp
         Image.fromarray(picture).save(folder / f"{number:02}.png")
     files = PictureFiles(folder)
     one = ImageDetector(num_steps=20, batch_size=8).fit(files)
-    expected = {"losses": one.losses_, "scores": one.score_samples(files), "maps": one.score_maps(files)}
+    expected = {"losses": one.losses_, "scores": one.score_samples(files), "maps": one.where(files)}
     found = all_found(together(2, "pictures", folder=str(folder)))
     whole = next(image_batches(files, batch_size=8, seed=3))
     np.testing.assert_array_equal(np.concatenate([each["part"] for each in found]), whole)

@@ -51,24 +51,24 @@ def detector():
 
 def test_defective_pictures_score_higher_and_their_maps_say_where(detector):
     test, labels = np.concatenate([GOOD, BAD]), np.repeat([0, 1], 30)
-    scores, maps = detector.score_with_maps(test)
+    scores, maps = detector.score_and_where(test)
     assert metrics.auroc(labels, -scores) > 0.99
     assert maps.shape == (60, 16, 16)
     assert maps.dtype == np.float32
     masks = np.concatenate([np.zeros_like(MASKS), MASKS])
     assert localisation.pixel_auroc(masks, maps) > 0.9
     # Good pictures stay blank, but for the false alarm rate; defects do not.
-    spotted = (maps > detector.map_threshold_).any(axis=(1, 2))
+    spotted = (maps > detector.where_threshold_).any(axis=(1, 2))
     assert spotted[:30].mean() < 0.35
     assert spotted[30:].mean() > 0.8
 
 
 def test_score_and_maps_of_one_pass_are_those_of_two_and_a_picture_s_own(detector):
-    scores, maps = detector.score_with_maps(BAD)
+    scores, maps = detector.score_and_where(BAD)
     np.testing.assert_allclose(detector.score_samples(BAD), scores, rtol=1e-5)
-    np.testing.assert_allclose(detector.score_maps(BAD), maps, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(detector.where(BAD), maps, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(detector.score_samples(BAD[7:8]), scores[7:8], rtol=1e-3)
-    np.testing.assert_allclose(detector.score_maps(BAD[7:8]), maps[7:8], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(detector.where(BAD[7:8]), maps[7:8], rtol=1e-2, atol=1e-2)
     views = detector.scores_by_view(BAD)
     np.testing.assert_allclose(-image.soft_maximum(views), scores, rtol=1e-5)
     assert {name.partition(":")[0] for name in views} == {*appearance.NAMES, "denoiser"}
@@ -101,7 +101,7 @@ def test_the_looks_alone_score_without_a_denoiser():
     assert metrics.auroc(labels, -detector.score_samples(test)) > 0.99
     assert np.mean(detector.predict(GOOD) == -1) < 0.35
     with pytest.raises(ValueError, match="fit one with maps=True"):
-        detector.score_maps(GOOD)
+        detector.where(GOOD)
     with pytest.raises(ValueError, match="fit one with maps=True"):
         detector.denoiser()
 
@@ -128,9 +128,9 @@ def test_features_of_the_user_are_a_look_of_their_own(tmp_path):
 def test_saved_and_loaded_it_gives_the_very_scores(detector, tmp_path):
     save_detector(detector, tmp_path / "saved")
     loaded = load_detector(tmp_path / "saved")
-    for ours, theirs in zip(loaded.score_with_maps(BAD), detector.score_with_maps(BAD), strict=True):
+    for ours, theirs in zip(loaded.score_and_where(BAD), detector.score_and_where(BAD), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert loaded.map_threshold_ == detector.map_threshold_
+    assert loaded.where_threshold_ == detector.where_threshold_
 
 
 def test_a_saved_detector_whose_parts_do_not_fit_is_refused(detector, tmp_path):
@@ -159,7 +159,7 @@ def test_any_size_and_number_of_channels(shape):
     X = np.random.default_rng(0).random((12, *shape)).astype(np.float32)
     detector = ImageDetector(network, num_steps=1, batch_size=4).fit(X)
     assert np.isfinite(detector.score_samples(X)).all()
-    assert detector.score_maps(X).shape == X.shape[:3]
+    assert detector.where(X).shape == X.shape[:3]
 
 
 @pytest.mark.parametrize("size", [(28, 28, 1), (32, 32, 3), (64, 64, 3), (96, 96, 1), (224, 224, 3), (61, 47, 3)])

@@ -48,7 +48,7 @@ DETECTORS = {
         num_steps=0,
         schedule=noise.linear(100),
         levels=noise.reverse_paths(noise.linear(100), [30, 60], 4),
-        scorer=partial(scoring.ancestral_reconstruction_error, variance=sampling.fixed_large),
+        score=partial(scoring.ancestral_reconstruction_error, variance=sampling.fixed_large),
         aggregate=scoring.z_max,
         prediction=noise.SCORE,
         loss=partial(training.hybrid_loss, vlb_weight=0.5),
@@ -149,7 +149,7 @@ def test_every_combination_comes_back_with_what_it_learned(tmp_path, diffusion, 
 
 def test_a_score_of_statistics_comes_back(tmp_path, diffusion):
     detector = (
-        load_detector_like(diffusion).set_params(scorer=scoring.path_statistics, aggregate=scoring.gmm).calibrate(X)
+        load_detector_like(diffusion).set_params(score=scoring.path_statistics, aggregate=scoring.gmm).calibrate(X)
     )
     assert detector.scores_by_level(QUERIES).shape == (6, len(QUERIES))
     save_detector(detector, tmp_path / "saved")

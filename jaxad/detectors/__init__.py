@@ -3,13 +3,15 @@
 from jaxad.detectors.conformal import ConformalDetector
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
-from jaxad.detectors.diffusion import DiffusionDetector, fit_many
+from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
-from jaxad.detectors.estimator import Detector
+from jaxad.detectors.estimator import Detector, Estimator, Learned, Standardiser
 from jaxad.detectors.faces import PyODDetector
+from jaxad.detectors.fitting import fit_many
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.image import ImageDetector
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
+from jaxad.detectors.scorer import Scorer, static
 from jaxad.detectors.taught import CycleDetector
 
 __all__ = [
@@ -23,10 +25,15 @@ __all__ = [
     "DTENonParametric",
     "Detector",
     "DiffusionDetector",
+    "Estimator",
     "ImageDetector",
     "KNNDetector",
+    "Learned",
     "MahalanobisDetector",
     "PyODDetector",
+    "Scorer",
     "SquaredNorm",
+    "Standardiser",
     "fit_many",
+    "static",
 ]

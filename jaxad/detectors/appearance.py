@@ -9,9 +9,7 @@ Histograms of oriented gradients (Dalal & Triggs, CVPR 2005) without votes, the 
 that shift by one make another picture to a distance between pixels, and nearly the same one here.
 """
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxad.coarse import along_height_and_width, gaussian_blur
@@ -25,23 +23,15 @@ FAINT = 0.02
 MOST_PIXELS = 1200
 """Values of the appearance, about: larger pictures are sampled more coarsely."""
 
-BATCH = 256
 
+def looks(images: Float[Array, "rows height width channels"]) -> dict[str, Float[Array, "rows _"]]:
+    """The four looks at pictures of range [0, 1]: ``{name: [rows, values]}``.
 
-def looks(images: Float[np.ndarray, "rows height width channels"]) -> dict[str, Float[np.ndarray, "rows _"]]:
-    """The four looks at pictures of range [0, 1], float32, in batches: ``{name: [rows, values]}``.
-
-    >>> {name: look.shape for name, look in looks(np.zeros((2, 28, 28, 1), np.float32)).items()}
+    >>> {name: look.shape for name, look in looks(jnp.zeros((2, 28, 28, 1))).items()}
     {'appearance': (2, 784), 'edges': (2, 392), 'coarse_edges': (2, 128), 'grain': (2, 49)}
     """
-    pieces = [_looks(jnp.asarray(images[start : start + BATCH], jnp.float32)) for start in range(0, len(images), BATCH)]
-    return {name: np.concatenate([np.asarray(piece[i]) for piece in pieces]) for i, name in enumerate(NAMES)}
-
-
-@jax.jit
-def _looks(images):
     energy = oriented_energy(images)
-    return appearance(images), edges(energy), coarse_edges(energy), grain(images)
+    return dict(zip(NAMES, (appearance(images), edges(energy), coarse_edges(energy), grain(images)), strict=True))
 
 
 def cell_size(height: int, width: int) -> int:

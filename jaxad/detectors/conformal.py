@@ -4,11 +4,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from jaxad.detectors.estimator import Detector, check_scoring_data, check_training_data
+from jaxad.detectors.estimator import (
+    Detector,
+    Estimator,
+    check_scoring_data,
+    check_training_data,
+    rescaled,
+    threshold_from,
+)
+from jaxad.detectors.scorer import Average
 from jaxad.metrics.calibration import benjamini_hochberg, check_rate, cross_p_values, finite
 
 
@@ -45,7 +53,7 @@ def cross_conformal(make_detector: Callable[[], Detector], X, *, folds: int = 5,
     return CrossFit(detectors, fold, finite(scores, "score_samples"))
 
 
-class ConformalDetector(OutlierMixin, BaseEstimator):
+class ConformalDetector(Estimator):
     """Any detector, and what its scores mean: p-values, a rate of false alarms to be chosen afterwards, discoveries in a batch.
 
     No anomaly is needed. The promises are for *new* rows: those that trained look more normal than they are, ``fit_predict`` flags few.
@@ -63,6 +71,7 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
 
     Attributes:
         detectors_, calibration_scores_: the fitted detectors, by ``"split"`` one, and for each its scores of the rows it has not seen.
+        scorer_: of detectors that have one, by ``"cross"`` their ``Average``; else None.
 
     Raises:
         ValueError: from ``fit``: settings out of range, no ``score_samples``, bad data, fewer than two distinct rows.
@@ -100,7 +109,12 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
         else:
             held_out = _held_out(X, self.holdout, self.random_state)
             self.detectors_ = [self._unfitted().fit(X[~held_out])]
-            self.calibration_scores_ = self._scores(X[held_out])
+            [self.calibration_scores_] = self._scores(X[held_out])
+        self.standardiser_, self.scorer_ = _one_scorer(self.detectors_)
+        pooled = np.concatenate(
+            np.atleast_2d(self.calibration_scores_) if self.method == "split" else self.calibration_scores_
+        )
+        self.offset_ = threshold_from(pooled, min(self.alpha, 0.5))
         return self
 
     def score_samples(self, X) -> np.ndarray:
@@ -110,7 +124,8 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
     def p_values(self, X) -> np.ndarray:
         """Conformal p-values ``[rows]`` in ``(0, 1]``, small for anomalies: those of the functions ``p_values`` and ``cross_p_values``."""
         scores = self._scores_of_new(X)  # first: unfitted, it raises NotFittedError
-        return cross_p_values(self.calibration_scores_, scores)
+        known = self.calibration_scores_
+        return cross_p_values([known] if isinstance(known, np.ndarray) else known, scores)
 
     def predict(self, X, alpha: float | None = None) -> np.ndarray:
         """Integers ``[rows]``: ``-1`` where ``p <= alpha``, else ``+1``; None takes the setting. Nothing is fitted again."""
@@ -131,6 +146,16 @@ class ConformalDetector(OutlierMixin, BaseEstimator):
 
     def _scores(self, X):
         return [finite(detector.score_samples(X), "score_samples") for detector in self.detectors_]
+
+
+def _one_scorer(detectors) -> tuple[Any, Any]:
+    """``(scale, scorer)`` of all of them together; ``(None, None)`` where one has none."""
+    if any(getattr(detector, "scorer_", None) is None for detector in detectors):
+        return None, None
+    scale = detectors[0].standardiser_
+    if len(detectors) == 1:
+        return scale, detectors[0].scorer_
+    return scale, Average(tuple(rescaled(each.scorer_, each.standardiser_, scale) for each in detectors))
 
 
 def _held_out(X, share, random_state) -> np.ndarray:

@@ -1,22 +1,23 @@
 """The recommended detector: several views of what is normal, each calibrated on rows it has not seen, one score."""
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.neighbors import NearestNeighbors
-from sklearn.utils import check_random_state, gen_batches
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import hidden_features, make_denoiser
 from jaxad.detectors import views
-from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
-from jaxad.detectors.fitting import score_in_batches, train_many
-from jaxad.detectors.neighbours import squared_distances
+from jaxad.detectors.estimator import Estimator, Learned, Standardiser, apply, in_batches
+from jaxad.detectors.fitting import train_many
+from jaxad.detectors.scorer import Scorer, static
+from jaxad.detectors.search import Known, known, mean_distance
 from jaxad.runtime.runs import open_run
 
 FARTHEST = 10.0
@@ -28,25 +29,111 @@ FEWEST_LEARNED_ROWS = 100
 """Training rows kept to measure distances to, in the closed-form and in the learned views; below the last no network is trained."""
 
 MOST_HELD_OUT_ROWS = 2000
-BLOCK_ROWS = 2048
-"""Rows of a fold that are measured, and rows scored at once."""
 
 LEVELS = noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)
 FEATURE_LEVELS = noise.NoiseLevel(np.ones(3), np.array([0.1, 0.4, 1.0]))
 
-
-@partial(jax.jit, static_argnames="network")
-def represent(params, rows, *, network):
-    """``(features of the network at three levels, log score norms at ten)``, both along axis 0, rows last."""
-    levels = FEATURE_LEVELS.to(rows.dtype)
-    features = [hidden_features(network, params, rows, levels[i]) for i in range(len(levels))]
-    norms = scoring.log_score_norm(
-        jax.random.key(0), make_denoiser(network, params, noise.VELOCITY), rows, LEVELS.to(rows.dtype)
-    )
-    return jnp.concatenate([jnp.concatenate(features, axis=1).T, norms])
+LEARNED_NEIGHBOURS = 5
 
 
-class ConsensusDetector(ThresholdMixin, BaseEstimator):
+class Representation(Scorer):
+    """A network's features at three levels, then its log score norms at ten: of rows, ``[batch, features + levels]``."""
+
+    params: Any
+    network: Any = static()
+
+    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, "batch _"]:
+        """Features and norms."""
+        levels = FEATURE_LEVELS.to(rows.dtype)
+        features = [hidden_features(self.network, self.params, rows, levels[i]) for i in range(len(levels))]
+        denoise = make_denoiser(self.network, self.params, noise.VELOCITY)
+        norms = scoring.log_score_norm(jax.random.key(0), denoise, rows, LEVELS.to(rows.dtype))
+        return jnp.concatenate([*features, norms.T], axis=1)
+
+
+class LearnedView(NamedTuple):
+    """What a network has learned of its training rows."""
+
+    representation: Representation
+    features: Known
+    norms: Known
+    """Standardised by the next two."""
+    mean: Float[Array | np.ndarray, "..."]
+    std: Float[Array | np.ndarray, "..."]
+
+    @classmethod
+    def fit(cls, representation: Representation, rows: np.ndarray) -> "LearnedView":
+        """Of standardised training rows, [rows, features]."""
+        features, norms = np.split(in_batches(representation, rows), [-len(LEVELS)], axis=1)
+        mean, std = norms.mean(axis=0), norms.std(axis=0) + 1e-6
+        return cls(representation, known(features), known((norms - mean) / std), mean, std)
+
+    def distances(self, rows: Float[Array, "batch features"]) -> Float[Array, "2 batch"]:
+        """Mean distance to the five nearest training rows in features and in norms."""
+        seen = self.representation(rows)
+        spaces = (
+            (self.features, seen[:, : -len(LEVELS)]),
+            (self.norms, (seen[:, -len(LEVELS) :] - self.mean) / self.std),
+        )
+        count = min(LEARNED_NEIGHBOURS, len(self.features.rows))
+        return jnp.stack([mean_distance(among, x, count) for among, x in spaces])
+
+
+class CombinedViews(Scorer):
+    """The soft maximum of views on the scale of normal rows; here a row *is* its distances, ``[batch, distances]``.
+
+    The five closed-form views come first, then two of each network.
+    """
+
+    centre: Float[Array | np.ndarray, "..."]
+    scale: Float[Array | np.ndarray, "..."]
+
+    def __call__(self, rows: Float[Array, "batch distances"]) -> Float[Array, " batch"]:
+        """``log mean exp z``."""
+        return soft_maximum(self.z(rows))
+
+    def z(self, rows: Float[Array, "batch distances"]) -> Float[Array, "views batch"]:
+        """What each view says on the common scale; the networks' z are averaged."""
+        z = jnp.arcsinh(2 * (rows - self.centre[None]) / self.scale[None]).T
+        closed, learned = z[: len(views.NAMES)], z[len(views.NAMES) :]
+        if not len(learned):
+            return closed
+        return jnp.concatenate([closed, jnp.mean(learned.reshape(-1, 2, z.shape[1]), axis=0)])
+
+    def of_network(self, number: int | None) -> "CombinedViews":
+        """With one network alone, or none."""
+        count = len(views.NAMES)
+        of = [] if number is None else [count + 2 * number, count + 2 * number + 1]
+        which = np.array([*range(count), *of])
+        return CombinedViews(self.centre[which], self.scale[which])
+
+
+class Consensus(Scorer):
+    """All views of a row, and their soft maximum, each on the scale of normal rows it has not seen."""
+
+    views: views.Views
+    learned: tuple[LearnedView, ...]
+    combined: CombinedViews
+
+    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
+        """Larger = more anomalous."""
+        return self.combined(self.distances(rows).T)
+
+    def distances(self, rows: Float[Array, "batch features"]) -> Float[Array, "distances batch"]:
+        """Of five views, and two of each network."""
+        return jnp.concatenate([self.views.distances(rows), *(view.distances(rows) for view in self.learned)])
+
+    def z(self, rows: Float[Array, "batch features"]) -> Float[Array, "views batch"]:
+        """What each view says on the common scale."""
+        return self.combined.z(self.distances(rows).T)
+
+
+def soft_maximum(z: Float[Array, "views batch"]) -> Float[Array, " batch"]:
+    """``log mean exp`` over the views."""
+    return jax.nn.logsumexp(z, axis=0) - jnp.log(z.shape[0])
+
+
+class ConsensusDetector(Estimator):
     """Nothing to choose, no label, the same settings for every table: what to use when in doubt.
 
     Seven views look at a row. Five need no training (``jaxad.detectors.views``): the distance to the nearest normal row as it is, after
@@ -70,14 +157,15 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
         num_steps: most steps of each network; None: 1,000 below 250 rows, else 2,000.
         max_seconds: training stops at the first look at the held-out loss after this; None: never. A limit that strikes makes
             the result depend on the machine's speed.
+        mesh: devices to score on; the small networks are trained on one. None: the default device.
         run_dir: folder (or ``runs.RunDirectory``) to keep the training's state in; a fit that was stopped or killed goes on from there.
         false_alarm_rate: share of normal rows that ``predict`` may flag.
         random_state: seed; the same seed gives the same scores.
         verbose: 1 shows a progress bar.
 
     Attributes:
-        centre_, scale_: median and 97 % quantile less median of each view's distances for normal rows it has not seen; five views,
-            then two of each network.
+        scorer_: a ``Consensus``: ``views``, ``learned`` (one entry a network) and ``combined``: median (``centre``) and 97 % quantile less
+            median (``scale``) of each view's distances for normal rows it has not seen; five views, then two of each network.
         validation_losses_: held-out loss of every network, one value per 200 steps.
 
     Raises:
@@ -96,6 +184,7 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
         num_networks=2,
         num_steps=None,
         max_seconds=None,
+        mesh=None,
         run_dir=None,
         false_alarm_rate=0.05,
         random_state=0,
@@ -104,96 +193,86 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
         self.num_networks = num_networks
         self.num_steps = num_steps
         self.max_seconds = max_seconds
+        self.mesh = mesh
         self.run_dir = run_dir
         self.false_alarm_rate = false_alarm_rate
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y=None):
-        """Learn from normal rows ``X [rows, features]``; ``y`` is ignored."""
-        X = check_training_data(self, X)
+    def _learn(self, X):
         if self.num_networks < 0 or (self.num_steps is not None and self.num_steps < 1):
             raise ValueError(f"need num_networks >= 0 and num_steps >= 1, got {self.num_networks=}, {self.num_steps=}")
         rng = check_random_state(self.random_state)
-        self._fit_scale(X)
+        standardiser = self._scale_of(X)
         # In random order: what is cut to so many rows below must not be the first of a file sorted by time or kind.
-        rows = self._standardise(X)[rng.permutation(len(X))]
+        rows = standardiser(X)[rng.permutation(len(X))]
         folds = _folds(rows, rng)
         networks = min(self.num_networks, len(folds)) if len(rows) >= FEWEST_LEARNED_ROWS else 0
         with open_run(self.run_dir) as run:
-            self._fit_networks(rows, folds[:networks], rng.randint(2**31 - 1), run)
+            learned = self._learned_views(rows, folds[:networks], rng.randint(2**31 - 1), run)
         kept = np.sort(rng.permutation(len(rows))[:MOST_REFERENCE_ROWS])
-        self.views_ = views.fit_views(rows[kept])
-        self.build_index()
+        whole = views.fit_views(rows[kept])
 
         # Calibration: every fold is measured by views fitted without it. All folds of few rows, of many as many as there are networks.
         calibrating = folds if len(rows) <= 2000 else folds[: max(networks, 1)]
+        measured = [rows[fold[:MOST_HELD_OUT_ROWS]] for fold in calibrating]
         closed = []
-        for fold in calibrating:
+        for fold, x in zip(calibrating, measured, strict=True):
             without = np.setdiff1d(kept, fold, assume_unique=True)
-            fitted = views.fit_views(rows[without])
-            closed.append(views.distances(fitted, views.index_views(fitted), rows[fold[:MOST_HELD_OUT_ROWS]]))
-        learned = [self._learned(i, rows[fold[:MOST_HELD_OUT_ROWS]]) for i, fold in enumerate(folds[:networks])]
+            # Of one size, so that all of them, and what scores in the end, share compiled programs.
+            fitted = views.fit_views(rows[without], len(whole.nearest.rows))
+            closed.append(in_batches(Partial(views.rows_of_distances, fitted), x).T)
+        seen = [in_batches(Partial(_rows_of_distances, view), x).T for view, x in zip(learned, measured, strict=False)]
         stats = [
             views.centre_and_scale(d, 0.97)
-            for d in (*np.concatenate(closed, axis=1), *(d for pair in learned for d in pair))
+            for d in (*np.concatenate(closed, axis=1), *(d for pair in seen for d in pair))
         ]
-        self.centre_, self.scale_ = np.array(stats).T
+        combined = CombinedViews(*np.array(stats, np.float32).T)
 
         # The threshold: the consensus on rows that were left out everywhere, with the one network that has not seen them.
         if networks:
-            scores = [
-                self._combine(np.concatenate([c, pair]), networks=[i])
-                for i, (c, pair) in enumerate(zip(closed, learned, strict=False))
+            apart = [
+                (combined.of_network(i), np.concatenate(pair)) for i, pair in enumerate(zip(closed, seen, strict=False))
             ]
         else:
-            scores = [self._combine(c) for c in closed]
-        self._calibrate_on(-np.concatenate(scores))
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the consensus, shape ``[rows]``: larger = more normal. A row's score depends on that row alone."""
-        rows = self._standardise(check_scoring_data(self, X))
-        return -self._combine(self._distances(rows), networks=range(len(self.params_)))
+            apart = [(combined, distances) for distances in closed]
+        scores = [in_batches(of, distances.T) for of, distances in apart]
+        return Learned(standardiser, Consensus(whole, tuple(learned), combined), np.concatenate(scores))
 
     def scores_by_view(self, X) -> dict[str, np.ndarray]:
         """What each view says, on the common scale (0 usual, about 1.4 the upper end of normal): ``{view: [rows]}``.
 
         ``features`` and ``norms`` are the means over the ensemble.
         """
-        z = self._z(self._distances(self._standardise(check_scoring_data(self, X))), range(len(self.params_)))
-        names = (*views.NAMES, "features", "norms")
-        return dict(zip(names, z, strict=False))
+        check_is_fitted(self)
+        z = self._scored(X, apply, Partial(_rows_of_z, self.scorer_)).T
+        return dict(zip((*views.NAMES, "features", "norms"), z, strict=False))
 
-    # ------------------------------------------------------------------------------------------------------------ in fit
-
-    def _fit_scale(self, X):
+    def _scale_of(self, X) -> Standardiser:
         """Column means and spreads of values within the 0.1 % and 99.9 % quantiles, so that a few far values do not set the scale."""
         low, high = np.quantile(X, [0.001, 0.999], axis=0)
         cut = np.clip(X, low, high)
-        self.mean_ = cut.mean(axis=0, dtype=np.float64)
+        mean = cut.mean(axis=0, dtype=np.float64)
         std, full = cut.std(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-        tiny = 1e-12 * np.maximum(np.abs(self.mean_), 1.0)
-        self.spread_ = np.where(std > tiny, std, np.where(full > tiny, full, 1.0))
+        tiny = 1e-12 * np.maximum(np.abs(mean), 1.0)
+        return Standardiser(mean, np.where(std > tiny, std, np.where(full > tiny, full, 1.0)), FARTHEST)
 
-    def _standardise(self, X):
-        return np.clip((X - self.mean_) / self.spread_, -FARTHEST, FARTHEST).astype(np.float32)
-
-    def _fit_networks(self, rows, folds, seed, run):
-        self.network_: Any = MLP(width=128, depth=3)
-        self.params_, self.validation_losses_, self.known_ = [], [], []
+    def _learned_views(self, rows, folds, seed, run) -> list[LearnedView]:
+        """A network for each of ``folds``, trained without it."""
+        self.validation_losses_ = []
         if not folds:
-            return
+            return []
+        network: Any = MLP(width=128, depth=3)
         num_steps = (1000 if len(rows) < 250 else 2000) if self.num_steps is None else self.num_steps
         training_rows = [np.delete(rows, fold, axis=0) for fold in folds]
-        self.params_, _, self.validation_losses_ = train_many(
+        params, _, self.validation_losses_ = train_many(
             jax.random.split(jax.random.key(seed), len(folds)),
-            self.network_,
+            network,
             training_rows,
             [rows[fold[:MOST_HELD_OUT_ROWS]] for fold in folds],
             noise.log_uniform(256, sigma_min=0.03, sigma_max=5.0),
             (rows[:1], np.zeros(1, np.float32)),
-            loss=training.simple_loss(self.network_, noise.VELOCITY),
+            loss=training.simple_loss(network, noise.VELOCITY),
             optimizer=training.adam(3e-3, num_steps=num_steps, warmup_steps=min(100, num_steps // 10)),
             num_steps=num_steps,
             batch_size=64 if len(rows) < 1000 else 128,
@@ -202,60 +281,18 @@ class ConsensusDetector(ThresholdMixin, BaseEstimator):
             verbose=self.verbose,
             title=f"{len(folds)} networks",
         )
-        self.known_ = [self._representation(i, known[:MOST_LEARNED_ROWS]) for i, known in enumerate(training_rows)]
-
-    def _representation(self, i, rows):
-        """``[rows, features + levels]`` of network i, as measured, before the norms are standardised."""
-        return score_in_batches(partial(represent, self.params_[i], network=self.network_), rows).T
-
-    def build_index(self):
-        """Searches in all spaces: a function of the stored arrays, rebuilt when a detector is loaded."""
-        self.index_ = (views.index_views(self.views_), [_index_learned(known) for known in self.known_])
-        return self
-
-    # ------------------------------------------------------------------------------------------------------------ scoring
-
-    def _learned(self, i, rows):
-        """Mean distance to the five nearest training rows in network i's features and score norms, [2, rows]."""
-        features, norms = np.split(self._representation(i, rows), [-len(LEVELS)], axis=1)
-        mean, std, searches = self.index_[1][i]
-        spaces = (features, (norms - mean) / std)
-        return np.stack(
-            [
-                np.sqrt(squared_distances(known, search, x, min(5, len(known)))).mean(axis=1)
-                for (known, search), x in zip(searches, spaces, strict=True)
-            ]
-        ).astype(float)
-
-    def _distances(self, rows):
-        """[views, rows], a block of rows at a time: what searching and representing a row takes is many times the row."""
-        blocks = []
-        for block in gen_batches(len(rows), BLOCK_ROWS):
-            closed = views.distances(self.views_, self.index_[0], rows[block])
-            blocks.append(np.concatenate([closed, *(self._learned(i, rows[block]) for i in range(len(self.params_)))]))
-        return np.concatenate(blocks, axis=1)
-
-    def _z(self, distances, networks=()):
-        """[views, rows] on the common scale; the networks' z are averaged."""
-        count = len(views.NAMES)
-        which = [*range(count), *(count + 2 * i + j for i in networks for j in (0, 1))]
-        z = np.arcsinh(2 * (distances - self.centre_[which, None]) / self.scale_[which, None])
-        closed, learned = z[:count], z[count:]
-        if not len(learned):
-            return closed
-        return np.concatenate([closed, learned.reshape(-1, 2, z.shape[1]).mean(axis=0)])
-
-    def _combine(self, distances, networks=()):
-        z = self._z(distances, networks)
-        return np.log(np.mean(np.exp(z), axis=0))
+        return [
+            LearnedView.fit(Representation(each, network), known[:MOST_LEARNED_ROWS])
+            for each, known in zip(params, training_rows, strict=True)
+        ]
 
 
-def _index_learned(known) -> tuple:
-    """``(mean and spread of the norms, (space, search) for the features and for the standardised norms)``."""
-    features, norms = np.split(known, [-len(LEVELS)], axis=1)
-    mean, std = norms.mean(axis=0), norms.std(axis=0) + 1e-6
-    spaces = (np.ascontiguousarray(features), (norms - mean) / std)
-    return mean, std, tuple((space, NearestNeighbors(n_neighbors=5).fit(space)) for space in spaces)
+def _rows_of_z(scorer, rows):
+    return scorer.z(rows).T
+
+
+def _rows_of_distances(view, rows):
+    return view.distances(rows).T
 
 
 def _folds(rows, rng) -> list[np.ndarray]:

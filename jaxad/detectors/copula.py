@@ -1,18 +1,58 @@
 """COPOD and ECOD: how far out in its tails does each column of a row lie? Empirical distribution functions, nothing to
 tune."""
 
-from dataclasses import dataclass
+import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from sklearn.base import BaseEstimator
+from jaxtyping import Array, Float
+from sklearn.utils.validation import check_is_fitted
 
-from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
+from jaxad.detectors.estimator import FAR, Estimator, Learned, Standardiser, check_scoring_data, in_batches, on_device
+from jaxad.detectors.scorer import Scorer, static
+from jaxad.detectors.search import padded_size
 
 # A column whose range is below this, relative to its values, is constant: the rest is rounding.
 CONSTANT = 1e-12
 
 
-class COPOD(ThresholdMixin, BaseEstimator):
+class Tails(Scorer):
+    """The sum over columns of how improbable a value is in its column's tails, in nats."""
+
+    ordered: Float[Array | np.ndarray, "..."]
+    """Training values, standardised, [features, rows], each column sorted; infinite behind the last one."""
+    skew_sign: Float[Array | np.ndarray, "..."]
+    constant: Float[Array | np.ndarray, "..."]
+    """1 for a column that was constant in training, else 0."""
+    rows: Float[Array | np.ndarray, ""]
+    left_out: Float[Array | np.ndarray, ""]
+    """1 while training rows are scored, each left out of the distribution that it is held to."""
+    smoothing: Float[Array | np.ndarray, ""]
+    larger_tail: bool = static()
+    """ECOD's: the larger of both tails counts, not their mean."""
+
+    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
+        """Sums of surprise."""
+        low, high = (
+            jax.vmap(lambda column, values, side=side: jnp.searchsorted(column, values, side=side))(
+                self.ordered, rows.T
+            )
+            for side in ("left", "right")
+        )
+        count = self.rows - self.left_out
+        left, right = (
+            -jnp.log((n - self.left_out + self.smoothing) / (count + 2 * self.smoothing))
+            for n in (high, self.rows - low)
+        )
+        sign = self.skew_sign[:, None]
+        skewed = left * (sign <= 0) + right * (sign >= 0)
+        tail = jnp.maximum(left, right) if self.larger_tail else (left + right) / 2
+        moved = (jnp.abs(rows.T - self.ordered[:, :1]) > CONSTANT) * jnp.log(count + 1)
+        return jnp.sum(jnp.where(self.constant[:, None] > 0, moved, jnp.maximum(tail, skewed)), axis=0)
+
+
+class COPOD(Estimator):
     """Copula-based outlier detection (Li et al., ICDM 2020): how improbable is each value in its column's tails?
 
     With ``L = -log F(x)`` and ``R = -log F'(x)``, F the empirical distribution of a column of the training rows and F'
@@ -47,16 +87,15 @@ class COPOD(ThresholdMixin, BaseEstimator):
         self.nan_quirk = nan_quirk
         self.false_alarm_rate = false_alarm_rate
 
-    def fit(self, X, y=None):
-        """Sort the columns of ``X [rows, features]``; ``y`` is ignored."""
-        return _fit(self, X, _copod)
+    def _learn(self, X):
+        return _learned(self, X, larger_tail=False)
 
     def score_samples(self, X) -> np.ndarray:
         """Minus the sum over columns of the tail surprise, shape ``[rows]``."""
-        return _score(self, X, _copod)
+        return super().score_samples(X) if not self.transductive else _transductive(self, X, larger_tail=False)
 
 
-class ECOD(ThresholdMixin, BaseEstimator):
+class ECOD(Estimator):
     """Empirical-cumulative-distribution outlier detection (Li et al., TKDE 2022): COPOD's successor.
 
     As ``COPOD``, with ``max(L, R, A)`` per column in place of ``max(A, (L + R) / 2)``; the settings, the sign and the
@@ -72,33 +111,29 @@ class ECOD(ThresholdMixin, BaseEstimator):
         self.nan_quirk = nan_quirk
         self.false_alarm_rate = false_alarm_rate
 
-    def fit(self, X, y=None):
-        """Sort the columns of ``X [rows, features]``; ``y`` is ignored."""
-        return _fit(self, X, _ecod)
+    def _learn(self, X):
+        return _learned(self, X, larger_tail=True)
 
     def score_samples(self, X) -> np.ndarray:
         """Minus the sum over columns of the tail surprise, shape ``[rows]``."""
-        return _score(self, X, _ecod)
+        return super().score_samples(X) if not self.transductive else _transductive(self, X, larger_tail=True)
 
 
-def _copod(left, right, skewed):
-    return np.maximum(skewed, (left + right) / 2)
+def _learned(detector, X, *, larger_tail) -> Learned:
+    if detector.nan_quirk and not detector.transductive:
+        raise ValueError("nan_quirk reproduces a fault of the transductive form: it needs transductive=True")
+    X = X.astype(np.float64)
+    standardiser, scorer = _tails(X, larger_tail)
+    if detector.transductive:
+        detector.train_ = X
+        # A row's score depends on the rows scored with it: there is no scorer of single rows.
+        return Learned(standardiser, None, -_together(X, larger_tail, detector.nan_quirk))
+    left_out = dataclasses.replace(scorer, left_out=np.float32(1))
+    return Learned(standardiser, scorer, in_batches(left_out, X, prepare=standardiser))
 
 
-def _ecod(left, right, skewed):
-    return np.maximum(np.maximum(left, right), skewed)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The rows' columns: sorted values ``[rows, features]``, signs of the skewness, and which are constant."""
-
-    ordered: np.ndarray
-    skew_sign: np.ndarray
-    constant: np.ndarray
-
-
-def _columns(X) -> _Columns:
+def _tails(X, larger_tail, *, smoothing=0.5) -> tuple[Standardiser, Tails]:
+    """The columns' distributions. Ranks are the same in any unit, and equal values stay equal as they go through the same arithmetic."""
     ordered = np.sort(X, axis=0)
     constant = ordered[-1] - ordered[0] <= CONSTANT * np.maximum(1.0, np.abs(ordered).max(axis=0))
     deviation = X - X.mean(axis=0)
@@ -106,54 +141,31 @@ def _columns(X) -> _Columns:
     third_moment = np.mean(deviation**3, axis=0)
     # Scaled to 1, a third moment below 1e-12 is rounding in a symmetric column, and its sign a coin toss.
     symmetric = constant | (np.abs(third_moment) < CONSTANT)
-    return _Columns(ordered, np.where(symmetric, 0.0, np.sign(third_moment)), constant)
+    # A constant column in units of itself: what leaves it by a share of 1e-12 has moved.
+    standardiser = Standardiser(
+        np.where(constant, ordered[0], X.mean(axis=0)),
+        np.where(constant, np.maximum(1.0, np.abs(ordered[0])), np.where(constant, 1.0, X.std(axis=0))),
+        FAR,
+    )
+    columns = standardiser(ordered).T
+    columns = np.concatenate(
+        [columns, np.full((len(columns), padded_size(len(X)) - len(X)), np.inf, np.float32)], axis=1
+    )
+    numbers = (np.float32(number) for number in (len(X), 0, smoothing))
+    sign = np.where(symmetric, 0.0, np.sign(third_moment)).astype(np.float32)
+    return standardiser, Tails(columns, sign, constant.astype(np.float32), *numbers, larger_tail=larger_tail)
 
 
-def _anomaly(columns: _Columns, X, combine, *, smoothing: float, own: int = 0) -> np.ndarray:
-    """Sum over columns of ``combine(L, R, A)``, ``[rows]``; ``own=1`` leaves each training row out of the distribution
-    it is held to."""
-    rows = len(columns.ordered) - own
-    total = np.zeros(len(X))
-    for ordered, skew_sign, constant, values in zip(
-        columns.ordered.T, columns.skew_sign, columns.constant, X.T, strict=True
-    ):
-        if constant:
-            moved = np.abs(values - ordered[0]) > CONSTANT * max(1.0, abs(ordered[0]))
-            total += moved * np.log(rows + 1)
-            continue
-        at_most = np.searchsorted(ordered, values, side="right")
-        at_least = len(ordered) - np.searchsorted(ordered, values, side="left")
-        left, right = (-np.log((n - own + smoothing) / (rows + 2 * smoothing)) for n in (at_most, at_least))
-        skewed = left * (skew_sign <= 0) + right * (skew_sign >= 0)
-        total += combine(left, right, skewed)
-    return total
-
-
-def _fit(detector, X, combine):
-    if detector.nan_quirk and not detector.transductive:
-        raise ValueError("nan_quirk reproduces a fault of the transductive form: it needs transductive=True")
-    X = check_training_data(detector, X).astype(np.float64)
-    if detector.transductive:
-        detector.train_ = X
-        normal_scores = -_transductive_anomaly(X, combine, detector.nan_quirk)
-    else:
-        detector.columns_ = _columns(X)
-        normal_scores = -_anomaly(detector.columns_, X, combine, smoothing=0.5, own=1)
-    detector._calibrate_on(normal_scores)
-    return detector
-
-
-def _score(detector, X, combine):
-    X = check_scoring_data(detector, X).astype(np.float64)
-    if not detector.transductive:
-        return -_anomaly(detector.columns_, X, combine, smoothing=0.5)
-    together = np.concatenate([detector.train_, X])
-    return -_transductive_anomaly(together, combine, detector.nan_quirk)[len(detector.train_) :]
-
-
-def _transductive_anomaly(X, combine, nan_quirk):
-    """Every row held to the distribution of all of them, itself included."""
-    columns = _columns(X)
-    if nan_quirk and columns.constant.any():
+def _together(X, larger_tail, nan_quirk) -> np.ndarray:
+    """Minus the anomaly of every row held to the distribution of all of them, itself included."""
+    standardiser, scorer = _tails(X, larger_tail, smoothing=0.0)
+    if nan_quirk and np.any(scorer.constant):
         return np.zeros(len(X))
-    return _anomaly(columns, X, combine, smoothing=0.0)
+    return -in_batches(on_device(scorer), X, prepare=standardiser).astype(np.float64)
+
+
+def _transductive(detector, X, *, larger_tail) -> np.ndarray:
+    check_is_fitted(detector)
+    X = check_scoring_data(detector, X).astype(np.float64)
+    both = np.concatenate([detector.train_, X])
+    return _together(both, larger_tail, detector.nan_quirk)[len(detector.train_) :]

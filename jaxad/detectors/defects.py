@@ -64,8 +64,8 @@ def check_can_make(detector: Any, *, few_shot: bool = False) -> None:
         raise ValueError(
             f"defects for pictures are made by an image detector, got a {type(detector).__name__}; fit one on a folder of pictures"
         )
-    detector._need_maps()
-    network = detector.network_
+    detector._check_tells_where()
+    network = detector.scorer_.pixels.errors.network
     if few_shot and not (isinstance(network, DiT) and network.patch_size is not None):
         raise ValueError(
             f"defects like examples change the attention of a DiT, this detector's denoiser is a {type(network).__name__}; fit one on "
@@ -133,12 +133,13 @@ def make_defects(
     order = np.argsort(np.arange(count) % len(cells), kind="stable")
     normals = np.empty(count, int)
     normals[order] = np.resize(np.asarray(jax.random.permutation(order_key, len(pictures))), count)
-    rows = detector.standardiser_(pictures)[normals]
+    rows = detector.pixels_(pictures)[normals]
     masks = _masks(place_key, pictures[normals], kinds, examples)
     adapters = None if examples is None else _learned(learn_key, detector, examples, pictures, num_steps, verbose)
 
     made = np.empty_like(rows)
-    closed = {"network": detector.network_}
+    errors = detector.scorer_.pixels.errors
+    closed = {"network": errors.network}
     few = [] if examples is None else list(dict.fromkeys(examples.kinds or ()))
     most = -(-count // len(cells))
     with ProgressBar("making defects", count, verbose) as bar:
@@ -156,12 +157,12 @@ def make_defects(
                     for part in (rows[piece], masks[piece], content[start : start + AT_ONCE])
                 ]
                 if kind == "redrawn":
-                    part = _redrawn(detector.params_, part_key, *padded[:2], share, **closed)
+                    part = _redrawn(errors.params, part_key, *padded[:2], share, **closed)
                 elif kind in CONTENTS:
-                    part = _harmonised(detector.params_, part_key, *padded, share, **closed)
+                    part = _harmonised(errors.params, part_key, *padded, share, **closed)
                 else:
                     asked = jnp.full(len(padded[0]), few.index(kind.removeprefix("few_shot_")))
-                    part = _few_shot(detector.params_, adapters, part_key, *padded[:2], asked, share, **closed)
+                    part = _few_shot(errors.params, adapters, part_key, *padded[:2], asked, share, **closed)
                 made[piece] = np.asarray(part)[: len(piece)]
                 bar.update(number * most + start + len(piece), {})
     x = np.where(masks[..., None], _as_pictures(detector, made, pictures.dtype), pictures[normals])
@@ -190,10 +191,10 @@ def _few_shot(params, adapters, key, x, mask, kinds, strength, *, network):
 
 def _learned(key, detector, examples, pictures, num_steps, verbose):
     """``generation.adapt`` in pieces, with a progress bar."""
-    names = list(dict.fromkeys(examples.kinds))
+    names, errors = list(dict.fromkeys(examples.kinds)), detector.scorer_.pixels.errors
     state, step = adaptation(
-        *(key, detector.network_, detector.params_, jnp.asarray(detector.standardiser_(examples.x)), examples.masks),
-        *(np.array([names.index(kind) for kind in examples.kinds]), jnp.asarray(detector.standardiser_(pictures))),
+        *(key, errors.network, errors.params, jnp.asarray(detector.pixels_(examples.x)), examples.masks),
+        *(np.array([names.index(kind) for kind in examples.kinds]), jnp.asarray(detector.pixels_(pictures))),
         TRAINING_LEVELS,
         num_steps=num_steps,
     )
@@ -242,7 +243,7 @@ def _room(x):
 
 def _as_pictures(detector, rows, dtype):
     """Standardised rows as pictures: clipped to what there is, and for 16 bits on the steps that a file has."""
-    raw = rows * detector.standardiser_.scale + detector.standardiser_.mean
+    raw = detector.pixels_.undo(rows)
     if dtype == np.uint8:
         return np.clip(np.round(raw), 0, 255).astype(np.uint8)
     return (np.round(np.clip(raw, 0, 1) * 65535) / 65535).astype(np.float32)

@@ -1,32 +1,123 @@
 """The diffusion detector: one denoiser trained on normal rows, any score of ``jaxad.scoring`` on top."""
 
-from collections.abc import Sequence
+import dataclasses
+import inspect
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.base import BaseEstimator
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, UInt32
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import Denoise, make_denoiser
-from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
-from jaxad.detectors.fitting import Standardiser, default_num_steps, hold_out, score_in_batches, train, train_many
-from jaxad.runtime.runs import open_run
+from jaxad.detectors.estimator import (
+    Estimator,
+    Learned,
+    Standardiser,
+    apply,
+    check_scoring_data,
+    in_batches,
+    share,
+)
+from jaxad.detectors.fitting import Plan, default_num_steps, hold_out, learn_alone
+from jaxad.detectors.scorer import Scorer, static
+from jaxad.scoring.draws import over_levels_and_draws
 
 
-def default_levels(scorer=scoring.denoising_error) -> noise.NoiseLevel:
+class CombinedLevels(Scorer):
+    """One number per row from its scores at every level; here a row *is* those scores, ``[batch, levels]``."""
+
+    statistics: Any
+    """What the combination has learned from normal rows."""
+    aggregate: scoring.Combination = static()
+
+    def __call__(self, rows: Float[Array, "batch levels"]) -> Float[Array, " batch"]:
+        """Larger = more anomalous."""
+        return self.aggregate.apply(rows.T, self.statistics)
+
+
+class DenoisingScore(Scorer):
+    """A score of ``jaxad.scoring`` at every level, by one trained denoiser, and its combination."""
+
+    params: Any
+    key: UInt32[Array | np.ndarray, "..."]
+    """Data of the random key: noise is shared by all rows, so a row's score depends on that row alone."""
+    levels: noise.NoiseLevel
+    combined: CombinedLevels
+    network: Any = static()
+    prediction: noise.Prediction = static()
+    score: Any = static()
+    draws: int = static()
+
+    def __call__(self, rows: Float[Array, "batch *sample"]) -> Float[Array, " batch"]:
+        """Larger = more anomalous."""
+        return self.combined(self.by_level(rows).T)
+
+    def by_level(self, rows: Float[Array, "batch *sample"]) -> Float[Array, "levels batch"]:
+        """The score at every noise level (or every statistic of it), before it is combined."""
+        settings: dict[str, Any] = {"draws": self.draws}
+        if "memory_budget" in inspect.signature(self.score).parameters:
+            settings["memory_budget"] = share(scoring.MEMORY_BUDGET, rows)
+        return self.score(jax.random.wrap_key_data(self.key), self.denoiser(), rows, self.levels, **settings)
+
+    def denoiser(self) -> Denoise:
+        """The trained denoiser, a pure function of standardised rows."""
+        return make_denoiser(self.network, self.params, self.prediction)
+
+    def contributions(self, rows: Float[Array, "batch *sample"]) -> Float[Array, "batch levels *sample"]:
+        """What every level and element contributes to the score, where it is a sum of errors: see ``explanation``.
+
+        Raises:
+            ValueError: a score or a combination that does not fall apart.
+        """
+        if self.score not in (scoring.denoising_error, scoring.reconstruction_error):
+            raise ValueError(
+                f"only denoising_error and reconstruction_error fall apart into elements, this detector scores by {self.score!r:.80}; "
+                "set detector.score and call calibrate, or use shapley_contributions"
+            )
+        levels, state = len(self.levels), self.combined.statistics
+        if self.combined.aggregate == scoring.z_mean:
+            mean, weight = state.mean, 1.0 / (levels * state.std)
+        elif self.combined.aggregate == scoring.total:
+            mean, weight = jnp.zeros(levels), jnp.ones(levels)
+        else:
+            raise ValueError(
+                "only the combinations z_mean and total are sums over levels; set detector.aggregate to one of them and call "
+                "calibrate, or use shapley_contributions"
+            )
+        denoise = self.denoiser()
+
+        def one(_, draw, level):
+            noisy = noise.add_noise(rows, draw, level)
+            clean = denoise(noisy, level)
+            if self.score is scoring.denoising_error:
+                return (noise.noise_from_clean(clean, noisy, level) - draw) ** 2
+            return (clean - rows) ** 2
+
+        key, settings = jax.random.wrap_key_data(self.key), {"per_row": rows.shape[1:]}
+        squares = over_levels_and_draws(
+            one, key, rows, self.levels, self.draws, share(scoring.MEMORY_BUDGET, rows), **settings
+        )
+        each = (levels, 1, *(1,) * (rows.ndim - 1))
+        elements = rows.size // rows.shape[0]
+        return jnp.moveaxis((squares - mean.reshape(each)) * weight.reshape(each) / elements, 1, 0)
+
+
+def default_levels(score=scoring.denoising_error) -> noise.NoiseLevel:
     """The levels at which standardised rows are scored unless ``levels`` says otherwise, by score (a partial counts as its function).
 
     One-jump errors and score norms: ten levels from sigma = .05 to 3 times the data's spread, geometric, the grid of METHODS for
     standardised tables. Scores that integrate or walk start finer and end where the noise drowns the data.
     """
-    while isinstance(scorer, partial):
-        scorer = scorer.func
-    make = _LEVELS.get(scorer)
+    while isinstance(score, partial):
+        score = score.func
+    make = _LEVELS.get(score)
     return noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0) if make is None else make()
 
 
@@ -52,25 +143,12 @@ _LEVELS = {
 _PAIRS = np.array([[0, 4], [1, 5], [2, 6], [3, 7], [4, 8], [5, 9]])
 
 
-@partial(jax.jit, static_argnames=("network", "prediction", "score", "draws"))
-def _scores_by_level(params, key, rows, levels, *, network, prediction, score, draws):
-    return score(key, make_denoiser(network, params, prediction), rows, levels, draws=draws)
-
-
-class _Prepared(NamedTuple):
-    key: jax.Array
-    rows: np.ndarray
-    held_out: np.ndarray
-    common: tuple
-    settings: dict[str, Any]
-
-
-class DiffusionDetector(ThresholdMixin, BaseEstimator):
+class DiffusionDetector(Estimator):
     """Train a diffusion model on normal rows; score a row by how badly the model denoises it, at several noise levels.
 
     ``fit`` standardises the columns, holds a tenth of the rows out, trains on the rest, and measures on the held-out rows what each
     level's score looks like for normal data; ``score_samples`` combines the levels by those statistics. No label is used anywhere.
-    After ``fit`` the same network answers other scores: set ``scorer`` and ``levels`` and call ``calibrate``.
+    After ``fit`` the same network answers other scores: set ``score`` and ``levels`` and call ``calibrate``.
 
     Args:
         network: a linen module of ``jaxad.denoisers`` (MLP for tables, DiT for tables and images); None: ``MLP(width=256, depth=3)``.
@@ -93,10 +171,9 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         verbose: 1 shows a progress bar with loss and time left.
 
     Attributes:
-        params_: averaged parameters, a tree of numpy arrays.
-        losses_: training loss of every step.
-        levels_, aggregate_: the levels and the combination in use.
-        statistics_: what the combination learned from the scores of held-out normal rows; for ``z_mean`` mean and spread per level.
+        scorer_: a ``DenoisingScore``: averaged ``params``, ``levels``, and in ``combined.statistics`` what the combination learned from
+            the scores of held-out normal rows; for ``z_mean`` mean and spread per level.
+        losses_, validation_losses_: training loss of every step, held-out loss of every look.
         offset_: the threshold of ``predict``.
 
     Raises:
@@ -117,7 +194,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         *,
         schedule=None,
         levels=None,
-        scorer=scoring.denoising_error,
+        score=scoring.denoising_error,
         aggregate=None,
         draws=2,
         prediction=None,
@@ -136,7 +213,7 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         self.network = network
         self.schedule = schedule
         self.levels = levels
-        self.scorer = scorer
+        self.score = score
         self.aggregate = aggregate
         self.draws = draws
         self.prediction = prediction
@@ -152,164 +229,89 @@ class DiffusionDetector(ThresholdMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y=None):
-        """Learn from normal rows ``X [rows, features]`` (or images ``[rows, height, width, channels]``); ``y`` is ignored."""
-        prepared = self._prepare(X)
-        asked = {name: getattr(self, name) for name in ("prediction_", "loss", "learning_rate", "weight_decay")}
-        with open_run(self.run_dir, **asked) as run:
-            self.params_, self.losses_, self.validation_losses_ = train(
-                prepared.key,
-                self.network_,
-                prepared.rows,
-                prepared.held_out,
-                *prepared.common,
-                **prepared.settings,
-                mesh=self.mesh,
-                cut_parameters=self.shard_parameters,
-                by_level=training.simple_loss(self.network_, self.prediction_),
-                run=run,
-                verbose=self.verbose,
-                title=type(self.network_).__name__,
-            )
-        return self._calibrate(prepared.held_out)
+    _takes_pictures = True
+    _learn = learn_alone
 
-    def _prepare(self, X) -> "_Prepared":
+    def _plan(self, X) -> Plan:
         """Everything that comes before the first step: checks, scale, held-out rows, keys, loss and optimizer."""
-        X = check_training_data(self, X, allow_images=True)
         if self.batch_size < 1 or self.draws < 1 or (self.num_steps is not None and self.num_steps < 0):
             raise ValueError(
                 f"need batch_size, draws >= 1 and num_steps >= 0, got {self.batch_size=}, {self.draws=}, {self.num_steps=}"
             )
         rng = check_random_state(self.random_state)
-        seed = rng.randint(2**31 - 1)
-        train_key, score_key = jax.random.split(jax.random.key(seed))
-        self.score_key_ = np.asarray(jax.random.key_data(score_key))
-        self.network_: Any = MLP(width=256, depth=3) if self.network is None else self.network.clone()
-        self.prediction_ = noise.VELOCITY if self.prediction is None else self.prediction
-        self.standardiser_ = Standardiser.fit(X)
-        rows, held_out = hold_out(self.standardiser_(X), rng)
+        train_key, score_key = jax.random.split(jax.random.key(rng.randint(2**31 - 1)))
+        network: Any = MLP(width=256, depth=3) if self.network is None else self.network.clone()
+        prediction = noise.VELOCITY if self.prediction is None else self.prediction
+        standardiser = Standardiser.fit(X)
+        rows, held_out = hold_out(standardiser(X), rng)
         num_steps = default_num_steps(len(rows)) if self.num_steps is None else self.num_steps
         make_loss = self.loss
         if make_loss is None:
-            make_loss = (
-                training.hybrid_loss if getattr(self.network_, "learned_variance", False) else training.simple_loss
-            )
+            make_loss = training.hybrid_loss if getattr(network, "learned_variance", False) else training.simple_loss
+        warmup_steps = min(100, num_steps // 10)
         settings = {
-            "loss": make_loss(self.network_, self.prediction_),
+            "loss": make_loss(network, prediction),
             "optimizer": training.adam(
-                self.learning_rate,
-                num_steps=num_steps,
-                warmup_steps=min(100, num_steps // 10),
-                weight_decay=self.weight_decay,
+                self.learning_rate, num_steps=num_steps, warmup_steps=warmup_steps, weight_decay=self.weight_decay
             ),
             "num_steps": num_steps,
             "batch_size": self.batch_size,
         }
-        schedule = noise.cosine(1000) if self.schedule is None else self.schedule
-        return _Prepared(train_key, rows, held_out, (schedule, (rows[:1], np.zeros(1, np.float32))), settings)
+        return Plan(
+            train_key,
+            network,
+            rows,
+            held_out,
+            noise.cosine(1000) if self.schedule is None else self.schedule,
+            (rows[:1], np.zeros(1, np.float32)),
+            settings,
+            kept=(standardiser, np.asarray(jax.random.key_data(score_key)), prediction),
+            told={
+                "prediction_": prediction,
+                **{name: getattr(self, name) for name in ("loss", "learning_rate", "weight_decay")},
+            },
+            by_level=training.simple_loss(network, prediction),
+        )
+
+    def _finish(self, plan, params):
+        standardiser, key, prediction = plan.kept
+        return self._measured(standardiser, plan.held_out, params, key, plan.network, prediction)
 
     def calibrate(self, X):
         """Fit the combination and the threshold anew on normal rows ``X`` that were not trained on.
 
         For a score, levels, a combination or a false alarm rate changed after ``fit``: the network stays as it is.
         """
-        rows = check_scoring_data(self, X)
-        return self._calibrate(self.standardiser_(rows))
+        rows, of = self.standardiser_(check_scoring_data(self, X)), self.scorer_
+        return self._keep(self._measured(self.standardiser_, rows, of.params, of.key, of.network, of.prediction))
 
-    def _calibrate(self, held_out):
-        self.levels_ = default_levels(self.scorer) if self.levels is None else self.levels
-        self.aggregate_ = scoring.z_mean if self.aggregate is None else self.aggregate
-        by_level = self._by_level(held_out)
-        self.statistics_ = self.aggregate_.fit(by_level)
+    def _measured(self, standardiser, held_out, params, key, network, prediction) -> Learned:
+        """A scorer with what the combination learns from held-out rows, and their own scores."""
+        levels = (default_levels(self.score) if self.levels is None else self.levels).to(jnp.float32)
+        aggregate = scoring.z_mean if self.aggregate is None else self.aggregate
+        settings = {"network": network, "prediction": prediction, "score": self.score, "draws": self.draws}
+        scorer = DenoisingScore(params, key, levels, CombinedLevels((), aggregate), **settings)
+        by_level = in_batches(Partial(_rows_by_level, scorer), held_out, mesh=self.mesh).T
         # Each half of the rows is judged by a combination fitted on the other: one that has seen a row is too kind to it.
         first, second = by_level[:, ::2], by_level[:, 1::2]
         if second.shape[1] < 2:
             first = second = by_level
-        apart = [self._combine(b, self.aggregate_.fit(a)) for a, b in ((first, second), (second, first))]
-        self._calibrate_on(np.concatenate(apart))
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the combined score, shape ``[rows]``: larger = more normal. A row's score depends on that row alone."""
-        return self._combine(self.scores_by_level(X), self.statistics_)
+        apart = [
+            in_batches(CombinedLevels(aggregate.fit(a), aggregate), b.T) for a, b in ((first, second), (second, first))
+        ]
+        combined = CombinedLevels(aggregate.fit(by_level), aggregate)
+        return Learned(standardiser, dataclasses.replace(scorer, combined=combined), np.concatenate(apart))
 
     def scores_by_level(self, X) -> np.ndarray:
         """The score at every noise level (or every statistic of it), shape ``[levels, rows]``, before it is combined."""
-        rows = check_scoring_data(self, X)
-        return self._by_level(self.standardiser_(rows))
+        check_is_fitted(self)
+        return self._scored(X, apply, Partial(_rows_by_level, self.scorer_)).T
 
     def denoiser(self) -> Denoise:
         """The trained denoiser as a pure function of standardised rows, for ``jaxad.scoring`` and ``jaxad.sampling``."""
-        return make_denoiser(self.network_, self.params_, self.prediction_)
-
-    def _by_level(self, rows):
-        key = jax.random.wrap_key_data(jnp.asarray(self.score_key_))
-        levels = self.levels_.to(jnp.float32)
-        score = partial(
-            _scores_by_level,
-            self.params_,
-            key,
-            levels=levels,
-            network=self.network_,
-            prediction=self.prediction_,
-            score=self.scorer,
-            draws=self.draws,
-        )
-        return score_in_batches(score, rows, self.mesh)
-
-    def _combine(self, by_level, statistics):
-        # In batches of few sizes: every other number of rows would be compiled for anew.
-        combined = score_in_batches(lambda rows: self.aggregate_.apply(rows.T, statistics), np.asarray(by_level).T)
-        return -combined.astype(np.float64)
+        check_is_fitted(self)
+        return self.scorer_.denoiser()
 
 
-def fit_many(detectors: Sequence[DiffusionDetector], datasets: Sequence[Any]) -> list[DiffusionDetector]:
-    """Fit several detectors at once, one ``vmap``ped program: five seeds on one table, or twenty tables of one width.
-
-    Detector i learns from ``datasets[i]`` and becomes what ``detectors[i].fit(datasets[i])`` would have made of it, up to rounding. The
-    tables may differ in their number of rows; what shapes the program must agree: row shape, network, loss, rate, number of steps
-    (set ``num_steps`` where the default would follow the rows), batch size and schedule.
-
-    Raises:
-        ValueError: not one data set per detector, a detector with a mesh or a run directory, or settings that differ, by name;
-            and whatever ``fit`` refuses.
-
-    >>> rows = np.random.default_rng(0).normal(size=(60, 3))
-    >>> seeds = [DiffusionDetector(MLP(width=16, depth=1), num_steps=20, random_state=seed) for seed in range(3)]
-    >>> scores = [detector.score_samples(rows) for detector in fit_many(seeds, [rows] * 3)]
-    """
-    if len(detectors) != len(datasets) or not detectors:
-        raise ValueError(
-            f"need one data set per detector, got {len(detectors)} detectors and {len(datasets)} data sets"
-        )
-    if any(detector.mesh is not None or detector.run_dir is not None for detector in detectors):
-        raise ValueError(
-            "fit_many trains on one device and keeps no state on disk: set mesh=None and run_dir=None, or fit one by one"
-        )
-    prepared = [detector._prepare(X) for detector, X in zip(detectors, datasets, strict=True)]
-    first = prepared[0]
-    for other, detector in zip(prepared, detectors, strict=True):
-        different = [name for name, value in first.settings.items() if other.settings[name] != value]
-        different += ["network"] * (detector.network_ != detectors[0].network_)
-        different += ["schedule"] * (
-            not all(map(np.array_equal, *map(jax.tree.leaves, (first.common[0], other.common[0]))))
-        )
-        if different:
-            raise ValueError(
-                f"detectors trained together must agree in {', '.join(different)}; "
-                "set it on all of them (num_steps=None goes by the number of rows)"
-            )
-    trained = train_many(
-        jax.random.wrap_key_data(jnp.stack([jax.random.key_data(each.key) for each in prepared])),
-        detectors[0].network_,
-        [each.rows for each in prepared],
-        [each.held_out for each in prepared],
-        *first.common,
-        **first.settings,
-        verbose=detectors[0].verbose,
-        title=f"{len(detectors)} x {type(detectors[0].network_).__name__}",
-    )
-    for detector, each, params, losses, values in zip(detectors, prepared, *trained, strict=True):
-        detector.params_, detector.losses_, detector.validation_losses_ = params, losses, values
-        detector._calibrate(each.held_out)
-    return list(detectors)
+def _rows_by_level(scorer, rows):
+    return scorer.by_level(rows).T

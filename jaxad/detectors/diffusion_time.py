@@ -4,21 +4,21 @@ Rows are noised as ``x + sigma eps`` and a network learns to tell sigma from the
 farther from normal data, the noisier it looks. One network evaluation per row, no sampling.
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.base import BaseEstimator
+from jaxtyping import Array, Float
 from sklearn.utils import check_random_state
 
 from jaxad import noise, training
 from jaxad.denoisers import TimeMLP
-from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
-from jaxad.detectors.fitting import Standardiser, hold_out, score_in_batches, train
-from jaxad.runtime.runs import open_run
+from jaxad.detectors.estimator import Estimator, Learned, Standardiser, in_batches
+from jaxad.detectors.fitting import Plan, hold_out, learn_alone
+from jaxad.detectors.scorer import Scorer, static
 
 
 def time_schedule(num_levels: int = 400) -> noise.NoiseLevel:
@@ -65,15 +65,27 @@ def variance_loss(network: TimeMLP) -> training.Loss:
     return loss
 
 
-def expected_bin(network, params, rows):
-    """The mean of the classifier's distribution over bins, [batch], in [0, bins - 1]."""
-    probability = jax.nn.softmax(network.apply({"params": params}, rows))
-    return probability @ jnp.arange(network.outputs, dtype=rows.dtype)
+class ExpectedBin(Scorer):
+    """The mean of the classifier's distribution over bins of the noise level, in [0, bins - 1]."""
+
+    params: Any
+    network: Any = static()
+
+    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
+        """Expected bins."""
+        probability = jax.nn.softmax(self.network.apply({"params": self.params}, rows))
+        return probability @ jnp.arange(self.network.outputs, dtype=rows.dtype)
 
 
-def variance(network, params, rows):
-    """The regressed noise variance, [batch], positive."""
-    return _positive(network.apply({"params": params}, rows)[:, 0])
+class NoiseVariance(Scorer):
+    """The regressed noise variance, positive, in squared units of the standardised data."""
+
+    params: Any
+    network: Any = static()
+
+    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
+        """Variances."""
+        return _positive(self.network.apply({"params": self.params}, rows)[:, 0])
 
 
 def _positive(output):
@@ -94,7 +106,7 @@ def bin_error(network: TimeMLP) -> training.Loss:
 
     def error(key, params, x, schedule, *, train=False, axis_name=None):
         index, _, noisy, _ = _noised(key, x, schedule, axis_name)
-        return jnp.abs(expected_bin(network, params, noisy) + 0.5 - index * network.outputs / len(schedule)).mean()
+        return jnp.abs(ExpectedBin(params, network)(noisy) + 0.5 - index * network.outputs / len(schedule)).mean()
 
     return error
 
@@ -105,52 +117,38 @@ def variance_error(network: TimeMLP) -> training.Loss:
 
     def error(key, params, x, schedule, *, train=False, axis_name=None):
         _, sigma, noisy, _ = _noised(key, x, schedule, axis_name)
-        return jnp.abs(jnp.log(variance(network, params, noisy)) - 2 * jnp.log(sigma)).mean()
+        return jnp.abs(jnp.log(NoiseVariance(params, network)(noisy)) - 2 * jnp.log(sigma)).mean()
 
     return error
 
 
-@partial(jax.jit, static_argnames=("read", "network"))
-def _read(params, rows, *, read, network):
-    return read(network, params, rows)
-
-
-def _fit(detector, X, network, make_loss, make_error, score):
+def _plan(detector, X, network, make_loss, make_error) -> Plan:
     """The part both detectors share: everything but what the network's output means."""
-    X = check_training_data(detector, X)
     if detector.batch_size < 1 or (detector.num_steps is not None and detector.num_steps < 0):
         raise ValueError(f"need batch_size >= 1 and num_steps >= 0, got {detector.batch_size=}, {detector.num_steps=}")
     rng = check_random_state(detector.random_state)
     key = jax.random.key(rng.randint(2**31 - 1))
-    detector.network_ = network
-    detector.standardiser_ = Standardiser.fit(X)
-    rows, held_out = hold_out(detector.standardiser_(X), rng)
+    standardiser = Standardiser.fit(X)
+    rows, held_out = hold_out(standardiser(X), rng)
     num_steps = 4000 if detector.num_steps is None else detector.num_steps
-    with open_run(detector.run_dir, detector=type(detector).__name__, learning_rate=detector.learning_rate) as run:
-        detector.params_, detector.losses_, detector.validation_losses_ = train(
-            key,
-            network,
-            rows,
-            held_out,
-            time_schedule(),
-            (rows[:1],),
-            loss=make_loss(network),
-            measure=make_error(network),
-            optimizer=training.adam(
-                detector.learning_rate, num_steps=num_steps, warmup_steps=min(100, num_steps // 10)
-            ),
-            num_steps=num_steps,
-            batch_size=detector.batch_size,
-            mesh=detector.mesh,
-            run=run,
-            verbose=detector.verbose,
-            title=type(detector).__name__,
-        )
-    detector._calibrate_on(-score(held_out))
-    return detector
+    optimizer = training.adam(detector.learning_rate, num_steps=num_steps, warmup_steps=min(100, num_steps // 10))
+    settings = {
+        "loss": make_loss(network),
+        "measure": make_error(network),
+        "optimizer": optimizer,
+        "num_steps": num_steps,
+        "batch_size": detector.batch_size,
+    }
+    told = {"detector": type(detector).__name__, "learning_rate": detector.learning_rate}
+    inputs = (rows[:1],)
+    return Plan(key, network, rows, held_out, time_schedule(), inputs, settings, kept=standardiser, told=told)
 
 
-class DTECategorical(ThresholdMixin, BaseEstimator):
+def _finish(detector, plan, scorer) -> Learned:
+    return Learned(plan.kept, scorer, in_batches(scorer, plan.held_out, mesh=detector.mesh))
+
+
+class DTECategorical(Estimator):
     """DTE-C: a classifier of the noise level; the score is the expected bin at the clean row, in ``[0, num_bins - 1]``.
 
     ``score_samples`` is minus that. Corrected: trained on logits (the published code applies softmax twice).
@@ -172,10 +170,6 @@ class DTECategorical(ThresholdMixin, BaseEstimator):
     >>> bool(near > far)
     True
     """
-
-    standardiser_: Standardiser
-    network_: TimeMLP
-    params_: Any
 
     def __init__(
         self,
@@ -200,24 +194,18 @@ class DTECategorical(ThresholdMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y=None):
-        """Learn from normal rows ``X [rows, features]``; ``y`` is ignored."""
+    _learn = learn_alone
+
+    def _plan(self, X):
         if not 2 <= self.num_bins <= 400:
             raise ValueError(f"the 400 noise levels can be grouped into 2 to 400 bins, got {self.num_bins=}")
-        return _fit(self, X, TimeMLP(outputs=self.num_bins), bin_loss, bin_error, self._score)
+        return _plan(self, X, TimeMLP(outputs=self.num_bins), bin_loss, bin_error)
 
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the expected bin, shape ``[rows]``: larger = more normal."""
-        rows = check_scoring_data(self, X)
-        return -self._score(self.standardiser_(rows))
-
-    def _score(self, rows):
-        return score_in_batches(
-            partial(_read, self.params_, read=expected_bin, network=self.network_), rows, self.mesh
-        ).astype(np.float64)
+    def _finish(self, plan, params):
+        return _finish(self, plan, ExpectedBin(params, plan.network))
 
 
-class DTEInverseGamma(ThresholdMixin, BaseEstimator):
+class DTEInverseGamma(Estimator):
     """DTE-IG: a regression of the noise variance by inverse-gamma likelihood; the score is the variance read off the clean row.
 
     ``score_samples`` is minus that, in squared units of the standardised data. Corrected: the output is a variance (an exponential), where
@@ -229,10 +217,6 @@ class DTEInverseGamma(ThresholdMixin, BaseEstimator):
     >>> bool(near > far)
     True
     """
-
-    standardiser_: Standardiser
-    network_: TimeMLP
-    params_: Any
 
     def __init__(
         self,
@@ -255,16 +239,10 @@ class DTEInverseGamma(ThresholdMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X, y=None):
-        """Learn from normal rows ``X [rows, features]``; ``y`` is ignored."""
-        return _fit(self, X, TimeMLP(outputs=1), variance_loss, variance_error, self._score)
+    _learn = learn_alone
 
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the estimated noise variance, shape ``[rows]``: larger = more normal."""
-        rows = check_scoring_data(self, X)
-        return -self._score(self.standardiser_(rows))
+    def _plan(self, X):
+        return _plan(self, X, TimeMLP(outputs=1), variance_loss, variance_error)
 
-    def _score(self, rows):
-        return score_in_batches(
-            partial(_read, self.params_, read=variance, network=self.network_), rows, self.mesh
-        ).astype(np.float64)
+    def _finish(self, plan, params):
+        return _finish(self, plan, NoiseVariance(params, plan.network))

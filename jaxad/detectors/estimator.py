@@ -1,13 +1,38 @@
-"""What a detector is, how a threshold turns its scores into labels, and the door every array passes on its way in."""
+"""scikit-learn's face of a scorer, written once: checks at the door, scale, batches, threshold, p-values, where.
+
+A detector is a subclass of ``Estimator`` with settings and one method, ``_learn(X) -> Learned``. All else is here.
+"""
 
 from collections.abc import Callable
-from typing import Protocol, Self, runtime_checkable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from sklearn.base import OutlierMixin
+from jax.sharding import Mesh
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxad.detectors.scorer import Rescaled, tells_where
 from jaxad.metrics.calibration import benjamini_hochberg, check_rate, p_values
+from jaxad.runtime.sharding import fetch, pad_to_multiple, replicate, shard_batch
+
+FARTHEST = 1e5
+"""Standardised values are cut here before a network sees them: no anomaly needs to be farther away."""
+
+FAR = 1e15
+"""And here before a distance does: float32 can still square them and add up thousands."""
+
+SCORING_BATCH = 1024
+"""Rows scored at once; fewer are padded to the next of 64, 256, 1024, so a few compiled programs serve every call."""
+
+PICTURES_AT_ONCE = 128
+"""The same for pictures, of which levels and draws make many copies and the network's layers many more: 1,024 of 28 x 28 took 5 GiB."""
+
+MOST_ELEMENTS = 2**21
+"""Numbers in a batch of large pictures that go through a network at once, outside training: its activations are many times that."""
 
 
 @runtime_checkable
@@ -32,24 +57,213 @@ class Detector(Protocol):
         ...
 
 
-class ThresholdMixin(OutlierMixin):
-    """``decision_function``, ``predict``, ``p_values`` and ``discoveries`` for a detector whose ``fit`` ends with ``_calibrate_on``.
+# ----------------------------------------------------------------------------------------------------------------- the scale
+
+
+class Standardiser(NamedTuple):
+    """Column means and spreads, float64; for images one pair per channel. What a scorer sees of rows in the units of the data.
+
+    On the host, before float32: of a column of time stamps, or of large offsets, its seven digits would lose all that matter.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    farthest: float = FARTHEST
+    """Standardised values are cut there."""
+
+    @classmethod
+    def fit(cls, X: np.ndarray, *, with_scale: bool = True, farthest: float = FARTHEST) -> "Standardiser":
+        """A constant column keeps scale 1, so that a test value off the constant stays visible instead of dividing by zero."""
+        axes = tuple(range(X.ndim - 1))
+        mean, std = X.mean(axis=axes, dtype=np.float64), X.std(axis=axes, dtype=np.float64)
+        # Rounding gives a constant column a spread of about eps * |mean|; real columns are far above that.
+        varies = std > 1e-12 * np.maximum(np.abs(mean), 1.0)
+        return cls(mean, np.where(varies & with_scale, std, 1.0), farthest)
+
+    @classmethod
+    def nothing(cls, X: np.ndarray) -> "Standardiser":
+        """Rows as they are."""
+        return cls(np.zeros(X.shape[-1]), np.ones(X.shape[-1]), FAR)
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        """Standardised float32 rows."""
+        with np.errstate(over="ignore"):  # cut in the next step
+            return np.clip((X - self.mean) / self.scale, -self.farthest, self.farthest).astype(np.float32)
+
+    def undo(self, rows: Any) -> np.ndarray:
+        """Standardised rows in the units of the data, float64."""
+        return np.asarray(rows, np.float64) * self.scale + self.mean
+
+
+def rescaled(scorer: Any, own: Standardiser, given: Standardiser) -> Any:
+    """A scorer of rows on the scale ``own``, for rows that come on the scale ``given``.
+
+    >>> own, given = Standardiser(np.ones(1), np.ones(1)), Standardiser(np.zeros(1), np.full(1, 2.0))
+    >>> rescaled(lambda rows: rows[:, 0], own, given)(jnp.array([[3.0]])).tolist()  # 6 in the units of the data
+    [5.0]
+    """
+    if own is given:
+        return scorer
+    stretch, shift = given.scale / own.scale, (given.mean - own.mean) / own.scale
+    return Rescaled(scorer, *(np.asarray(part, np.float32) for part in (stretch, shift, own.farthest)))
+
+
+class Learned(NamedTuple):
+    """What a detector's ``_learn`` has found."""
+
+    standardiser: Standardiser
+    scorer: Any
+    """A ``Scorer`` of standardised rows."""
+    normal: np.ndarray
+    """How anomalous are normal rows that it was not fitted on? ``[rows]``, larger = more anomalous: threshold and p-values."""
+
+
+# ----------------------------------------------------------------------------------------------------------------- the batches
+
+
+@jax.jit
+def apply(function: Any, rows):
+    """``function(rows)``: the one compiled call through which every detector scores. ``function`` is a scorer, or any callable pytree."""
+    return function(rows)
+
+
+@jax.jit
+def _score_and_where(scorer: Any, rows):
+    return scorer(rows), scorer.where(rows)
+
+
+def rows_at_once(sample_shape: tuple[int, ...]) -> int:
+    """The most rows of this shape in one batch."""
+    return at_once(SCORING_BATCH if len(sample_shape) == 1 else PICTURES_AT_ONCE, sample_shape)
+
+
+def at_once(wanted: int, sample_shape: tuple[int, ...]) -> int:
+    """``wanted`` rows, or fewer if they are large pictures, but 16 at least."""
+    return max(16, min(wanted, 2 ** int(np.log2(max(MOST_ELEMENTS // int(np.prod(sample_shape)), 1)))))
+
+
+def share(memory_budget: int, rows: Any) -> int:
+    """What these rows may take of a budget meant for a whole batch: rows scored one by one and gathered by ``vmap``, as an exported program
+    does it, then need no more than a batch.
+
+    >>> share(2**20, np.zeros((1, 4))), share(2**20, np.zeros((1024, 4)))
+    (1024, 1048576)
+    """
+    return rows.shape[0] * max(1, memory_budget // rows_at_once(rows.shape[1:]))
+
+
+def in_batches(
+    function: Any,
+    rows: Any,
+    *,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    mesh: Mesh | None = None,
+    call: Any = apply,
+) -> Any:
+    """``call(function, batch)`` over all rows in batches of few fixed sizes, memory flat in their number; on the host.
+
+    What comes back may be a tree of arrays with rows along the first axis.
+    ``prepare`` is applied to each piece of ``rows`` before it goes to the device. On a ``mesh`` the function is copied to every device and
+    a batch is cut over them.
+    """
+    pieces = []
+    most = rows_at_once(rows.shape[1:])
+    placed = function if mesh is None else replicate(function, mesh)
+    for start in range(0, len(rows), most):
+        piece = rows[start : start + most]
+        piece = np.asarray(piece if prepare is None else prepare(piece))
+        size = next(size for size in (min(64, most), min(256, most), most) if size >= len(piece))
+        padded, mask = pad_to_multiple(piece, size if mesh is None else -(-size // mesh.size) * mesh.size)
+        # A GPU's and a TPU's fast products of float32 keep three digits: not enough for the processor's scores.
+        with jax.default_matmul_precision("highest"):
+            found = call(placed, jnp.asarray(padded) if mesh is None else shard_batch(padded, mesh))
+        pieces.append(jax.tree.map(lambda leaf: leaf[mask], fetch(found)))  # noqa: B023
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
+
+
+# ------------------------------------------------------------------------------------------------------------------ the face
+
+
+class Estimator(OutlierMixin, BaseEstimator):
+    """A scorer as scikit-learn knows detectors. Subclass it with settings (``__init__``) and ``_learn(X) -> Learned``.
 
     The threshold asks for a *false alarm rate*, the share of normal rows one is ready to see flagged, and not for a
     contamination: in the one-class setting the training rows are normal, and the share of anomalies to come is what
     nobody knows.
+
+    Settings that mean the same everywhere: ``false_alarm_rate`` (share of normal rows that ``predict`` may flag, in [0, 0.5]), ``mesh``
+    (devices to train and score on; a detector without one is only scored on several), ``run_dir``, ``random_state``, ``verbose``.
+
+    Attributes:
+        scorer_: the ``Scorer``, a pure function of standardised rows; larger = more anomalous.
+        standardiser_: from the units of the data to what the scorer sees.
+        calibration_scores_: ``score_samples`` of normal rows it was not fitted on; offset_: the threshold of ``predict``.
+        where_threshold_: what ``where`` of a normal row stays below, but for the false alarm rate; of detectors that can tell.
     """
 
-    score_samples: Callable[..., np.ndarray]
-    n_features_in_: int
-    false_alarm_rate: float
+    scorer_: Any
+    standardiser_: Standardiser
     offset_: float
     calibration_scores_: np.ndarray
+    n_features_in_: int
+    _takes_pictures = False
+    """Rows of any rank, not of one axis only."""
+
+    def fit(self, X, y=None) -> Self:
+        """Learn from normal rows ``X [rows, features]`` (pictures ``[rows, height, width, channels]``); ``y`` is ignored."""
+        return self._keep(self._learn(check_training_data(self, X, allow_images=self._takes_pictures)))
+
+    def _learn(self, X: np.ndarray) -> Learned:
+        """Everything between checked rows and a scorer."""
+        raise NotImplementedError(f"{type(self).__name__} has no _learn, which makes a scorer of rows")
+
+    def _keep(self, learned: Learned) -> Self:
+        self.standardiser_ = learned.standardiser
+        self.scorer_ = on_device(learned.scorer)
+        self._calibrate_on(-np.asarray(learned.normal, np.float64))
+        return self
 
     def _calibrate_on(self, normal_scores) -> None:
         """Threshold and p-values from now on by these ``score_samples`` of normal rows that were not fitted on."""
+        rate = getattr(self, "false_alarm_rate", 0.05)
         self.calibration_scores_ = np.asarray(normal_scores, np.float64)
-        self.offset_ = threshold_from(self.calibration_scores_, self.false_alarm_rate)
+        self.offset_ = threshold_from(self.calibration_scores_, rate)
+
+    def score_samples(self, X) -> np.ndarray:
+        """Minus the scorer's score, ``[rows]`` float64: larger = more normal. A row's score depends on that row alone."""
+        return -self._scored(X, apply).astype(np.float64)
+
+    def where(self, X) -> np.ndarray:
+        """How unusual is every place of every row? ``[rows, *places]`` float32, pixels for pictures; compare with ``where_threshold_``.
+
+        Raises:
+            ValueError: a detector whose scorer cannot tell.
+        """
+        self._check_tells_where()
+        return self._scored(X, _where)
+
+    def score_and_where(self, X) -> tuple[np.ndarray, np.ndarray]:
+        """``(score_samples(X), where(X))`` from one pass; raises as ``where``."""
+        self._check_tells_where()
+        scores, where = self._scored(X, _score_and_where)
+        return -scores.astype(np.float64), where
+
+    def _scored(self, X, call, function: Any = None) -> Any:
+        """``call(function, batch)`` over checked and standardised rows; the function is by default the scorer."""
+        check_is_fitted(self)
+        rows = check_scoring_data(self, X)
+        function = self.scorer_ if function is None else function
+        return in_batches(function, rows, prepare=self.standardiser_, mesh=getattr(self, "mesh", None), call=call)
+
+    def _check_tells_where(self) -> None:
+        check_is_fitted(self)
+        if not tells_where(self.scorer_):
+            raise ValueError(
+                f"this {type(self).__name__} cannot tell where a row is anomalous: {self._why_no_where()}; score_samples says how much"
+            )
+
+    def _why_no_where(self) -> str:
+        return "its scorer has no such answer"
 
     def decision_function(self, X) -> np.ndarray:
         """``score_samples(X) - offset_``, shape ``[rows]``: negative for the rows that ``predict`` calls anomalous."""
@@ -84,6 +298,16 @@ class ThresholdMixin(OutlierMixin):
         Benjamini & Hochberg's procedure on the p-values (``calibration.benjamini_hochberg``).
         """
         return benjamini_hochberg(self.p_values(X), alpha)
+
+
+@jax.jit
+def _where(scorer: Any, rows):
+    return scorer.where(rows)
+
+
+def on_device(scorer: Any) -> Any:
+    """The arrays of a scorer as JAX's, so that they do not travel with every batch."""
+    return jax.tree.map(jnp.asarray, scorer)
 
 
 def threshold_from(normal_scores, false_alarm_rate: float) -> float:
@@ -162,3 +386,17 @@ def _as_float(X) -> np.ndarray:
     if X.dtype in (np.float32, np.float64):
         return X
     return X.astype(np.float32 if X.ndim > 2 else np.float64)
+
+
+# --------------------------------------------------------------------------------------------------------- other packages'
+
+ENTRY_POINTS = "jaxad.detectors"
+
+
+@cache
+def listed_elsewhere() -> dict[str, Callable[[int], Detector]]:
+    """Detectors that installed packages list under the entry point ``jaxad.detectors``: ``{name: factory(seed)}``.
+
+    One line in the other package's pyproject.toml, ``[project.entry-points."jaxad.detectors"]``: ``median = "their_package:make"``.
+    """
+    return {point.name: point.load() for point in entry_points(group=ENTRY_POINTS)}

@@ -1,27 +1,21 @@
 """Why does a row score so high? Contributions that add up to the score.
 
-Two kinds. ``error_contributions`` takes a diffusion detector's score apart exactly, by level and by element, for the price of the score
-itself. ``shapley_contributions`` works for every detector: it walks from a reference row to the row in question, one feature (or patch of
-pixels) at a time, and books each step's change of the score on what was changed (Strumbelj & Kononenko 2014). Whatever the order, the
-steps add up; the average over orders is the Shapley value.
+Three kinds. ``error_contributions`` takes a diffusion detector's score apart exactly, by level and by element, for the price of the score
+itself. ``gradients`` says how fast the score rises with each value, for every scorer. ``shapley_contributions`` works for every detector:
+it walks from a reference row to the row in question, one feature (or patch of pixels) at a time, and books each step's change of the
+score on what was changed (Strumbelj & Kononenko 2014). Whatever the order, the steps add up; the average over orders is the Shapley value.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
+from jax.tree_util import Partial
 
-from jaxad import scoring
-from jaxad.denoising import make_denoiser
-from jaxad.detectors.diffusion import DiffusionDetector
-from jaxad.detectors.estimator import Detector, check_scoring_data
-from jaxad.detectors.fitting import score_in_batches
-from jaxad.noise import add_noise, noise_from_clean
-from jaxad.scoring.draws import over_levels_and_draws
+from jaxad.detectors.estimator import Detector, apply
+from jaxad.detectors.search import known, nearest_index
 
 ROWS_AT_ONCE = 4096
 
@@ -33,7 +27,7 @@ class Explanation(NamedTuple):
     contributions: np.ndarray
 
 
-def error_contributions(detector: DiffusionDetector, X) -> Explanation:
+def error_contributions(detector: Any, X) -> Explanation:
     """What every level and every element (column; pixel and channel) contributes to a denoising or reconstruction error.
 
     The score is a mean over levels of ``(e_l - m_l) / s_l``, and ``e_l`` is a mean over elements, so it falls apart into levels and
@@ -41,9 +35,11 @@ def error_contributions(detector: DiffusionDetector, X) -> Explanation:
     rows average over their elements. With the combination ``total`` they are the errors themselves.
 
     Raises:
-        ValueError: a detector whose score is not ``denoising_error`` or ``reconstruction_error``, or whose combination is neither
-            ``z_mean`` nor ``total``: set them and calibrate, or use ``shapley_contributions``; bad rows as in ``score_samples``.
+        ValueError: a detector whose scorer has no ``contributions``, whose score is not ``denoising_error`` or ``reconstruction_error``,
+            or whose combination is neither ``z_mean`` nor ``total``: set them and calibrate, or use ``shapley_contributions``; bad rows
+            as in ``score_samples``.
 
+    >>> from jaxad import DiffusionDetector
     >>> from jaxad.denoisers import MLP
     >>> rows = np.random.default_rng(0).normal(size=(200, 3))
     >>> detector = DiffusionDetector(MLP(width=16, depth=1), num_steps=50).fit(rows)
@@ -51,54 +47,39 @@ def error_contributions(detector: DiffusionDetector, X) -> Explanation:
     >>> contributions.shape, bool(np.allclose(base + contributions.sum(axis=(1, 2)), -detector.score_samples(rows[:2]), atol=1e-4))
     ((2, 10, 3), True)
     """
-    scorer = detector.scorer
-    noise_errors = {scoring.denoising_error: True, scoring.reconstruction_error: False}
-    if not isinstance(scorer, partial) and scorer in noise_errors:
-        of_noise = noise_errors[scorer]
-    else:
+    if not hasattr(getattr(detector, "scorer_", None), "contributions"):
         raise ValueError(
-            f"only denoising_error and reconstruction_error fall apart into elements, this detector scores by {scorer!r:.80}; "
-            "set detector.scorer and call calibrate, or use shapley_contributions"
+            f"the score of a {type(detector).__name__} is no sum over levels and elements: use shapley_contributions"
         )
-    rows = detector.standardiser_(check_scoring_data(detector, X))
-    levels, elements = len(detector.levels_), rows[0].size
-    if detector.aggregate_ == scoring.z_mean:
-        mean, weight = detector.statistics_.mean, 1.0 / (levels * detector.statistics_.std)
-    elif detector.aggregate_ == scoring.total:
-        mean, weight = np.zeros(levels), np.ones(levels)
-    else:
-        raise ValueError(
-            "only the combinations z_mean and total are sums over levels; set detector.aggregate to one of them and call "
-            "calibrate, or use shapley_contributions"
-        )
-    measure = partial(
-        _errors,
-        detector.params_,
-        jax.random.wrap_key_data(jnp.asarray(detector.score_key_)),
-        levels=detector.levels_.to(jnp.float32),
-        network=detector.network_,
-        prediction=detector.prediction_,
-        draws=detector.draws,
-        of_noise=of_noise,
-    )
-    squares = np.moveaxis(score_in_batches(measure, rows, detector.mesh), -1, 0).astype(np.float64)
-    each = (1, levels, *(1,) * (rows.ndim - 1))
-    contributions = (squares - mean.reshape(each)) * weight.reshape(each) / elements
-    return Explanation(np.zeros(len(rows)), contributions)
+    contributions = detector._scored(X, apply, Partial(_contributions, detector.scorer_)).astype(np.float64)
+    return Explanation(np.zeros(len(contributions)), contributions)
 
 
-@partial(jax.jit, static_argnames=("network", "prediction", "draws", "of_noise"))
-def _errors(params, key, rows, levels, *, network, prediction, draws, of_noise):
-    """Squared errors ``[levels, *sample, rows]``, of the same noise as the score's."""
-    denoise = make_denoiser(network, params, prediction)
+def _contributions(scorer, rows):
+    return scorer.contributions(rows)
 
-    def one(_, noise, level):
-        noisy = add_noise(rows, noise, level)
-        clean = denoise(noisy, level)
-        return (noise_from_clean(clean, noisy, level) - noise if of_noise else clean - rows) ** 2
 
-    budget = scoring.MEMORY_BUDGET
-    return jnp.moveaxis(over_levels_and_draws(one, key, rows, levels, draws, budget, per_row=rows.shape[1:]), 1, -1)
+def gradients(detector: Any, X) -> np.ndarray:
+    """How fast does the anomaly score rise with every value of ``X [rows, *sample]``? ``[rows, *sample]``, per unit of the data.
+
+    By automatic differentiation of the scorer. Where a score goes in steps (ranks), it is 0.
+
+    Raises:
+        ValueError: a detector without a scorer of single rows; bad rows as in ``score_samples``.
+
+    >>> from jaxad import SquaredNorm
+    >>> gradients(SquaredNorm().fit(np.eye(2)), [[3.0, -1.0]]).tolist()
+    [[6.0, -2.0]]
+    """
+    if getattr(detector, "scorer_", None) is None:
+        raise ValueError(f"a {type(detector).__name__} has no scorer to differentiate: use shapley_contributions")
+    found = detector._scored(X, apply, Partial(_gradients, detector.scorer_))
+    return found / detector.standardiser_.scale
+
+
+def _gradients(scorer, rows):
+    # A row's score depends on that row alone, so the gradient of the sum holds every row's own.
+    return jax.grad(lambda rows: jnp.sum(scorer(rows)))(rows)
 
 
 def shapley_contributions(
@@ -189,8 +170,11 @@ def nearest_normal(X, normal) -> np.ndarray:
     flat = normal.reshape(len(normal), -1).astype(np.float64)
     std = flat.std(axis=0)
     std = np.where(std > 0, std, 1.0)
-    search = NearestNeighbors(n_neighbors=1).fit(flat / std)
-    return normal[search.kneighbors(X.reshape(len(X), -1) / std, return_distance=False)[:, 0]]
+    # Measured from the middle of the normal rows: float32 has few digits.
+    centre = flat.mean(axis=0)
+    among = known((flat - centre) / std)
+    queries = jnp.asarray((X.reshape(len(X), -1) - centre) / std, jnp.float32)
+    return normal[np.asarray(nearest_index(among, queries))]
 
 
 def patches(shape: tuple[int, int, int], size: int) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""What every trained detector does around its network: scale, hold out, train with a progress bar, score in fixed batches."""
+"""What every trained detector does around its network: hold out, train with a progress bar, alone or many at once."""
 
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,10 +15,11 @@ import optax
 from jax.sharding import Mesh
 
 from jaxad import training
+from jaxad.detectors.estimator import Estimator, Learned, at_once, check_training_data
 from jaxad.noise import NoiseLevel
 from jaxad.runtime import distributed
 from jaxad.runtime.memory import available_bytes, check_batch, training_bytes
-from jaxad.runtime.runs import Run, digest, in_words, named_leaves, tree_from_leaves
+from jaxad.runtime.runs import Run, digest, in_words, named_leaves, open_run, tree_from_leaves
 from jaxad.runtime.sharding import (
     batch_sharding,
     fetch,
@@ -31,34 +32,6 @@ from jaxad.runtime.sharding import (
 
 if TYPE_CHECKING:
     from jaxad.data import ImageBatches
-
-FARTHEST = 1e5
-"""Standardised values are cut here: float32 can still square them, and no anomaly needs to be farther away."""
-
-SCORING_BATCH = 1024
-"""Rows scored at once; fewer are padded to the next of 64, 256, 1024, so a few compiled programs serve every call."""
-
-PICTURES_AT_ONCE = 128
-"""The same for pictures, of which levels and draws make many copies and the network's layers many more: 1,024 of 28 x 28 took 5 GiB."""
-
-
-class Standardiser(NamedTuple):
-    """Column means and spreads of the training rows; for images one pair per channel."""
-
-    mean: np.ndarray
-    scale: np.ndarray
-
-    @classmethod
-    def fit(cls, X: np.ndarray) -> "Standardiser":
-        """A constant column keeps scale 1, so that a test value off the constant stays visible instead of dividing by zero."""
-        axes = tuple(range(X.ndim - 1))
-        mean, std = X.mean(axis=axes, dtype=np.float64), X.std(axis=axes, dtype=np.float64)
-        # Rounding gives a constant column a spread of about eps * |mean|; real columns are far above that.
-        return cls(mean, np.where(std > 1e-12 * np.maximum(np.abs(mean), 1.0), std, 1.0))
-
-    def __call__(self, X: np.ndarray) -> np.ndarray:
-        """Standardised float32 rows."""
-        return np.clip((X - self.mean) / self.scale, -FARTHEST, FARTHEST).astype(np.float32)
 
 
 def hold_out(X: np.ndarray, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
@@ -87,10 +60,6 @@ PATIENCE = 5
 
 VALIDATION_ROWS = 2048
 """Held-out rows are repeated or cut to this many noisy copies: few enough to be quick, many enough for a steady loss."""
-
-MOST_ELEMENTS = 2**21
-"""Numbers in a batch of large pictures that go through a network at once, outside training: its activations are many times that."""
-
 
 MEMBERS_AT_ONCE = 16
 """Networks of a fleet that a CPU trains side by side, ``CHUNK`` steps, before the next ones: 500 at once are slower than one by one."""
@@ -164,7 +133,7 @@ def train(
     init_key, validation_key = jax.random.split(key)
     level_key = jax.random.fold_in(jax.random.clone(validation_key), 1)
     stream = rows if isinstance(rows, Stream) else None
-    validation_rows = np.resize(held_out, (_at_once(VALIDATION_ROWS, held_out), *held_out.shape[1:]))
+    validation_rows = np.resize(held_out, (at_once(VALIDATION_ROWS, held_out.shape[1:]), *held_out.shape[1:]))
     shown = schedule[np.linspace(0, len(schedule) - 1, LEVELS_SHOWN).astype(int)].to(jnp.float32)
     measure = loss if measure is None else measure
     sizes: Any = {
@@ -217,7 +186,7 @@ def train(
                 values = np.append(values, value)
                 told["held-out loss"] = value
                 if by_level is not None and (verbose or (run is not None and run.settings.tensorboard)):
-                    few = validation_rows[: _at_once(256, held_out)]
+                    few = validation_rows[: at_once(256, held_out.shape[1:])]
                     each = _validate_levels(jax.random.clone(level_key), state.ema, few, shown, measure=by_level)
                     told |= {
                         f"held-out loss at sigma {sigma:.2g}": float(at)
@@ -475,12 +444,6 @@ def _over_members(function, arguments):
     return jax.lax.map(lambda of_one: function(*of_one), arguments, batch_size=at_once)
 
 
-def _at_once(wanted: int, rows: np.ndarray) -> int:
-    """``wanted`` rows, or fewer if they are large pictures, but 16 at least."""
-    elements = int(np.prod(rows.shape[1:]))
-    return max(16, min(wanted, 2 ** int(np.log2(max(MOST_ELEMENTS // elements, 1)))))
-
-
 def _bucket(num_rows: int) -> int:
     """Multiples that leave four sizes per doubling: at most a quarter of the rows is padding."""
     return max(64, 2 ** (int(num_rows).bit_length() - 3))
@@ -536,14 +499,109 @@ class ProgressBar:
                 self.live.console.print()
 
 
-def score_in_batches(score: Callable[[Any], Any], rows: np.ndarray, mesh: Mesh | None = None) -> np.ndarray:
-    """``score(batch) -> [..., batch]`` over all rows in batches of few fixed sizes, memory flat in their number."""
-    pieces = []
-    most = _at_once(SCORING_BATCH if rows.ndim == 2 else PICTURES_AT_ONCE, rows)
-    for start in range(0, len(rows), most):
-        piece = rows[start : start + most]
-        size = next(size for size in (min(64, most), min(256, most), most) if size >= len(piece))
-        padded, mask = pad_to_multiple(piece, size)
-        batch = jnp.asarray(padded) if mesh is None else shard_batch(padded, mesh)
-        pieces.append(fetch(score(batch))[..., mask])
-    return np.concatenate(pieces, axis=-1)
+# ------------------------------------------------------------------------------------------------------- a detector's training
+
+
+class Plan(NamedTuple):
+    """A training that is prepared and has not begun: what a detector's ``_plan(X)`` returns.
+
+    Its ``_finish(plan, params, losses, validation_losses)`` makes of the outcome what it has ``Learned``.
+    """
+
+    key: jax.Array
+    network: Any
+    rows: np.ndarray
+    """Standardised ones to train on."""
+    held_out: np.ndarray
+    schedule: NoiseLevel
+    inputs: tuple
+    """What the network is initialised with."""
+    settings: dict[str, Any]
+    """``loss``, ``optimizer``, ``num_steps``, ``batch_size`` and, if any, ``measure``: as for ``train``."""
+    kept: Any
+    """For ``_finish``."""
+    told: dict[str, Any]
+    """Words by which a run directory knows this training from another."""
+    by_level: training.Loss | None = None
+
+
+def learn_alone(detector: Any, X: np.ndarray) -> Learned:
+    """Carry out a detector's plan, on its devices and in its run directory: the ``_learn`` of every detector that trains one network."""
+    plan = detector._plan(X)
+    with open_run(detector.run_dir, **plan.told) as run:
+        trained = train(
+            *plan[:6],
+            **plan.settings,
+            mesh=detector.mesh,
+            cut_parameters=getattr(detector, "shard_parameters", False),
+            by_level=plan.by_level,
+            run=run,
+            verbose=detector.verbose,
+            title=type(plan.network).__name__,
+        )
+    return _finished(detector, plan, *trained)
+
+
+def _finished(detector, plan, params, losses, values) -> Learned:
+    detector.losses_, detector.validation_losses_ = losses, values
+    return detector._finish(plan, params)
+
+
+def fit_many(detectors: Sequence[Any], datasets: Sequence[Any]) -> list[Any]:
+    """Fit several detectors at once, one ``vmap``ped program: five seeds on one table, or twenty tables of one width.
+
+    Detector i learns from ``datasets[i]`` and becomes what ``detectors[i].fit(datasets[i])`` would have made of it, up to rounding. The
+    tables may differ in their number of rows; what shapes the program must agree: row shape, network, loss, rate, number of steps
+    (set ``num_steps`` where the default would follow the rows), batch size and schedule. Detectors that train no network, or several,
+    have nothing to share: they are fitted one after the other.
+
+    Raises:
+        ValueError: not one data set per detector, a detector with a mesh or a run directory, or settings that differ, by name;
+            and whatever ``fit`` refuses.
+
+    >>> from jaxad import DiffusionDetector
+    >>> from jaxad.denoisers import MLP
+    >>> rows = np.random.default_rng(0).normal(size=(60, 3))
+    >>> seeds = [DiffusionDetector(MLP(width=16, depth=1), num_steps=20, random_state=seed) for seed in range(3)]
+    >>> scores = [detector.score_samples(rows) for detector in fit_many(seeds, [rows] * 3)]
+    """
+    if len(detectors) != len(datasets) or not detectors:
+        raise ValueError(
+            f"need one data set per detector, got {len(detectors)} detectors and {len(datasets)} data sets"
+        )
+    if any(getattr(detector, name, None) is not None for detector in detectors for name in ("mesh", "run_dir")):
+        raise ValueError(
+            "fit_many trains on one device and keeps no state on disk: set mesh=None and run_dir=None, or fit one by one"
+        )
+    if not all(isinstance(detector, Estimator) and hasattr(detector, "_plan") for detector in detectors):
+        return [detector.fit(X) for detector, X in zip(detectors, datasets, strict=True)]
+    plans = [
+        detector._plan(check_training_data(detector, X, allow_images=detector._takes_pictures))
+        for detector, X in zip(detectors, datasets, strict=True)
+    ]
+    first = plans[0]
+    for plan in plans:
+        different = [name for name, value in first.settings.items() if plan.settings.get(name) != value]
+        different += ["network"] * (plan.network != first.network)
+        different += ["schedule"] * (
+            not all(map(np.array_equal, *map(jax.tree.leaves, (first.schedule, plan.schedule))))
+        )
+        if different:
+            raise ValueError(
+                f"detectors trained together must agree in {', '.join(different)}; "
+                "set it on all of them (num_steps=None goes by the number of rows)"
+            )
+    trained = train_many(
+        jax.random.wrap_key_data(jnp.stack([jax.random.key_data(plan.key) for plan in plans])),
+        first.network,
+        [plan.rows for plan in plans],
+        [plan.held_out for plan in plans],
+        first.schedule,
+        first.inputs,
+        **first.settings,
+        verbose=detectors[0].verbose,
+        title=f"{len(detectors)} x {type(first.network).__name__}",
+    )
+    for detector, plan, *outcome in zip(detectors, plans, *trained, strict=True):
+        detector._keep(_finished(detector, plan, *outcome))
+    return list(detectors)

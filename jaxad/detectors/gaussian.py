@@ -1,19 +1,30 @@
 """Two detectors of one formula: the Mahalanobis distance, and the control every table needs, the squared norm of the
 row."""
 
+import jax.numpy as jnp
 import numpy as np
-from sklearn.base import BaseEstimator
+from jaxtyping import Array, Float
 from sklearn.covariance import ledoit_wolf
-from sklearn.preprocessing import StandardScaler
 
-from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
+from jaxad.detectors.estimator import FAR, Estimator, Learned, Standardiser, in_batches
+from jaxad.detectors.scorer import Scorer
 
 # Held-out scores for the threshold come from this many folds: in-sample distances are far too small once features rival
 # rows.
 FOLDS = 5
 
 
-class MahalanobisDetector(ThresholdMixin, BaseEstimator):
+class SquaredLength(Scorer):
+    """``|rows @ whitening|^2``, or without a matrix ``|rows|^2``."""
+
+    whitening: Float[Array | np.ndarray, "..."] | None
+
+    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
+        """Squared lengths."""
+        return jnp.sum((rows if self.whitening is None else rows @ self.whitening) ** 2, axis=1)
+
+
+class MahalanobisDetector(Estimator):
     """Distance from the mean in units of the training covariance, shrunk after Ledoit & Wolf (2004).
 
     ``score_samples`` is *minus* the squared Mahalanobis distance: in ``(-inf, 0]``, larger = more normal; about minus
@@ -40,27 +51,18 @@ class MahalanobisDetector(ThresholdMixin, BaseEstimator):
         self.standardize = standardize
         self.false_alarm_rate = false_alarm_rate
 
-    def fit(self, X, y=None):
-        """Estimate mean and covariance of ``X [rows, features]``; ``y`` is ignored."""
-        X = check_training_data(self, X).astype(np.float64)
+    def _learn(self, X):
+        X = X.astype(np.float64)
         # Every FOLDS-th row, not blocks: files are often sorted, and a block would be scored by rows unlike it.
         fold = np.arange(len(X)) % min(FOLDS, len(X))
         held_out = np.empty(len(X))
         for number in range(fold.max() + 1):
-            held_out[fold == number] = -_squared_length(
-                *_whitening(X[fold != number], self.standardize), X[fold == number]
-            )
-        self._calibrate_on(held_out)
-        self.location_, self.whitening_ = _whitening(X, self.standardize)
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the squared Mahalanobis distance, shape ``[rows]``."""
-        X = check_scoring_data(self, X)
-        return -_squared_length(self.location_, self.whitening_, X)
+            without = _whitened(X[fold != number], self.standardize)
+            held_out[fold == number] = in_batches(without.scorer, X[fold == number], prepare=without.standardiser)
+        return _whitened(X, self.standardize)._replace(normal=held_out)
 
 
-class SquaredNorm(ThresholdMixin, BaseEstimator):
+class SquaredNorm(Estimator):
     """The control: minus the squared norm of the row as it is given. Nothing is learnt but the threshold.
 
     It stands in every table because a diffusion detector that has learnt nothing *is* this detector. A network whose
@@ -78,33 +80,24 @@ class SquaredNorm(ThresholdMixin, BaseEstimator):
     def __init__(self, *, false_alarm_rate=0.05):
         self.false_alarm_rate = false_alarm_rate
 
-    def fit(self, X, y=None):
-        """Set the threshold by the rows ``X [rows, features]``; ``y`` is ignored."""
-        self._calibrate_on(_minus_squared_norm(check_training_data(self, X)))
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the squared norm of each row, shape ``[rows]``."""
-        return _minus_squared_norm(check_scoring_data(self, X))
+    def _learn(self, X):
+        standardiser, scorer = Standardiser.nothing(X), SquaredLength(None)
+        return Learned(standardiser, scorer, in_batches(scorer, X, prepare=standardiser))
 
 
-def _minus_squared_norm(X):
-    return -np.einsum("rd,rd->r", X, X, dtype=np.float64)
-
-
-def _whitening(X, standardize):
-    """Mean ``[features]`` and the matrix ``[features, features]`` that gives the training rows unit covariance."""
-    scaler = StandardScaler(with_std=standardize).fit(X)
+def _whitened(X, standardize) -> Learned:
+    """Mean, spread, and the matrix ``[features, features]`` that gives the training rows unit covariance."""
+    standardiser = Standardiser.fit(X, with_scale=standardize, farthest=FAR)
+    rows = (X - standardiser.mean) / standardiser.scale
     # A fold of a two-row table trains on one row, which has no covariance to estimate.
-    covariance = ledoit_wolf(scaler.transform(X), assume_centered=True)[0] if len(X) > 1 else np.zeros([X.shape[1]] * 2)
+    covariance = ledoit_wolf(rows, assume_centered=True)[0] if len(X) > 1 else np.zeros([X.shape[1]] * 2)
     variances, directions = np.linalg.eigh(covariance)
     # Shrinkage leaves a variance of zero only for a single feature or identical rows: the floor is for them.
     average = variances.mean()
     variances = np.maximum(variances, 1e-9 * average if average > 0.0 else 1.0)
-    scale = np.ones(X.shape[1]) if scaler.scale_ is None else np.asarray(scaler.scale_)
-    return scaler.mean_, directions / np.sqrt(variances) / scale[:, None]
-
-
-def _squared_length(location, whitening, X):
-    whitened = (X - location) @ whitening
-    return np.einsum("rd,rd->r", whitened, whitened)
+    # Without standardize a column may have any unit; taken out of the matrix, what is left is of order one.
+    scale = np.sqrt(np.diag(covariance)) if not standardize else np.ones(X.shape[1])
+    scale = np.where(scale > 0, scale, 1.0)
+    whitening = scale[:, None] * directions / np.sqrt(variances)
+    standardiser = standardiser._replace(scale=standardiser.scale * scale)
+    return Learned(standardiser, SquaredLength(whitening.astype(np.float32)), np.zeros(0))

@@ -1,13 +1,13 @@
 """The image detector: looks at whole pictures for the score, a denoiser of pixels for the map."""
 
-from functools import partial
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-from sklearn.base import BaseEstimator
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, UInt32
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted
 
@@ -15,11 +15,22 @@ from jaxad import noise, scoring, training
 from jaxad.data import PictureFiles, image_batches
 from jaxad.denoisers import DiT, UNet
 from jaxad.denoising import Denoise, make_denoiser
-from jaxad.detectors import views
-from jaxad.detectors.appearance import looks
-from jaxad.detectors.consensus import ConsensusDetector
-from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data, threshold_from
-from jaxad.detectors.fitting import Standardiser, Stream, check_memory, hold_out, score_in_batches, train
+from jaxad.detectors import appearance, views
+from jaxad.detectors.consensus import FARTHEST, Consensus, ConsensusDetector, soft_maximum
+from jaxad.detectors.estimator import (
+    Estimator,
+    Learned,
+    Standardiser,
+    apply,
+    check_scoring_data,
+    check_training_data,
+    in_batches,
+    on_device,
+    share,
+    threshold_from,
+)
+from jaxad.detectors.fitting import Stream, check_memory, hold_out, train
+from jaxad.detectors.scorer import Scorer, static
 from jaxad.generation import synthesis
 from jaxad.runtime.runs import open_run
 from jaxad.runtime.sharding import process_share
@@ -60,20 +71,150 @@ class PictureTable(ConsensusDetector):
     All columns share one spread: in pixels and edges, unlike in measured columns, a small spread means that there is little to see.
     """
 
-    def _fit_scale(self, X):
-        self.mean_ = X.mean(axis=0, dtype=np.float64)
+    def _scale_of(self, X):
         spread = float(np.sqrt(X.var(axis=0, dtype=np.float64).mean()))
-        self.spread_ = np.full(X.shape[1], spread if spread > 1e-9 else 1.0)
+        return Standardiser(
+            X.mean(axis=0, dtype=np.float64), np.full(X.shape[1], spread if spread > 1e-9 else 1.0), FARTHEST
+        )
 
 
-@partial(jax.jit, static_argnames=("network", "draws", "sigma_blur"))
-def _error_maps(params, key, rows, levels, *, network, draws, sigma_blur):
-    """Smoothed error per level, row and pixel, and its plain mean per level and row."""
-    maps = scoring.denoising_error_map(key, make_denoiser(network, params, noise.VELOCITY), rows, levels, draws=draws)
-    return scoring.smooth(maps, sigma_blur), maps.mean(axis=(2, 3))
+class Look(NamedTuple):
+    """One look at pictures, as a table: its own scale, and the consensus on it."""
+
+    mean: Float[Array | np.ndarray, "..."]
+    spread: Float[Array | np.ndarray, "..."]
+    consensus: Consensus
+
+    def z(self, seen: Float[Array, "batch values"]) -> Float[Array, "views batch"]:
+        """What each view of this look says."""
+        return self.consensus.z(jnp.clip((seen - self.mean[None]) / self.spread[None], -FARTHEST, FARTHEST))
 
 
-class ImageDetector(ThresholdMixin, BaseEstimator):
+class Features(NamedTuple):
+    """A function of pictures that a user has given, and what it takes to call it from a compiled program."""
+
+    function: Any
+    width: int
+    is_jax: bool
+
+    def __call__(self, unit: Float[Array, "batch height width channels"]) -> Float[Array, "batch width"]:
+        """Its features, flat."""
+        if self.is_jax:
+            return self.function(unit).reshape(len(unit), -1).astype(jnp.float32)
+        like = jax.ShapeDtypeStruct((unit.shape[0], self.width), jnp.float32)
+        return jax.pure_callback(self.on_host, like, unit, vmap_method="sequential")
+
+    def on_host(self, unit) -> np.ndarray:
+        """The same outside a program."""
+        return np.asarray(self.function(np.asarray(unit)), np.float32).reshape(len(unit), -1)
+
+    @classmethod
+    def of(cls, function, unit: np.ndarray) -> "Features":
+        """Of a function, tried on one picture. What JAX can trace is part of the program, anything else is called back."""
+        try:
+            is_jax = isinstance(jax.eval_shape(function, jnp.asarray(unit[:1])), jax.ShapeDtypeStruct)
+        except (jax.errors.JAXTypeError, TypeError, AttributeError, ValueError, RuntimeError):
+            is_jax = False
+        return cls(function, int(np.asarray(function(unit[:1])).size), is_jax)
+
+
+class Looks(Scorer):
+    """The soft maximum of all views on all looks at a picture, whose values lie in [0, 1]."""
+
+    tables: dict[str, Look]
+    features: Features | None = static()
+
+    def __call__(self, rows: Float[Array, "batch height width channels"]) -> Float[Array, " batch"]:
+        """Larger = more anomalous."""
+        return soft_maximum(jnp.concatenate(list(self.z(rows).values())))
+
+    def z(self, rows: Float[Array, "batch height width channels"]) -> dict[str, Float[Array, "views batch"]]:
+        """What each look's views say, on the common scale."""
+        seen = see(rows, self.features)
+        return {name: self.tables[name].z(seen[name]) for name in seen}
+
+
+class PixelErrors(Scorer):
+    """A denoiser's error on standardised pictures: smoothed maps ``[batch, levels, height, width]``, and their plain means."""
+
+    params: Any
+    key: UInt32[Array | np.ndarray, "..."]
+    levels: noise.NoiseLevel
+    network: Any = static()
+    draws: int = static()
+    smoothing: float = static()
+
+    def __call__(self, rows):
+        """``(maps, errors [batch, levels])``."""
+        key = jax.random.wrap_key_data(self.key)
+        settings = {"draws": self.draws, "memory_budget": share(scoring.MEMORY_BUDGET, rows)}
+        maps = scoring.denoising_error_map(key, self.denoiser(), rows, self.levels, **settings)
+        return jnp.moveaxis(scoring.smooth(maps, self.smoothing), 0, 1), maps.mean(axis=(2, 3)).T
+
+    def denoiser(self) -> Denoise:
+        """Of standardised pictures."""
+        return make_denoiser(self.network, self.params, noise.VELOCITY)
+
+
+class PixelViews(Scorer):
+    """Those errors against what normal pictures show: a map, and two views, the error and the worst place of the map."""
+
+    errors: PixelErrors
+    mean: Float[Array | np.ndarray, "..."]
+    spread: Float[Array | np.ndarray, "..."]
+    """Of the channels, from pictures in [0, 1] to standardised ones."""
+    map_mean: Float[Array | np.ndarray, "..."]
+    map_spread: Float[Array | np.ndarray, "..."]
+    error_mean: Float[Array | np.ndarray, "..."]
+    error_spread: Float[Array | np.ndarray, "..."]
+    weights: Float[Array | np.ndarray, "..."]
+    """Of the levels."""
+    centre: Float[Array | np.ndarray, "..."]
+    scale: Float[Array | np.ndarray, "..."]
+    """Of the two views."""
+
+    def __call__(self, rows: Float[Array, "batch height width channels"]) -> Float[Array, "2 batch"]:
+        """The two views of pictures in [0, 1], on the common scale."""
+        return self.both(rows)[1]
+
+    def both(self, rows):
+        """``(map [batch, height, width], views [2, batch])``."""
+        standard = (rows - self.mean[None, None, None]) / self.spread[None, None, None]
+        combined, values = self.measured(*self.errors(standard))
+        return combined, jnp.arcsinh(2 * (values - self.centre[:, None]) / self.scale[:, None])
+
+    def measured(self, maps, errors):
+        """``(map, error and worst place [2, batch])`` of a denoiser's errors, not yet on the common scale."""
+        combined = jnp.einsum("l,blhw->bhw", self.weights, self.standard_maps(maps))
+        error = ((errors - self.error_mean[None]) / self.error_spread[None]) @ self.weights
+        return combined, jnp.stack([error, jnp.max(combined, axis=(1, 2))])
+
+    def standard_maps(self, maps):
+        """In units of what normal pictures show at that pixel."""
+        return (maps - self.map_mean[None]) / self.map_spread[None]
+
+
+class LooksAndPixels(Looks):
+    """With a denoiser of pixels, which adds its two views, and can tell where."""
+
+    pixels: PixelViews
+
+    def z(self, rows):
+        """What each look's views say, and those of the denoiser."""
+        return super().z(rows) | {"denoiser": self.pixels(rows)}
+
+    def where(self, rows: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width"]:
+        """About 0 where a pixel is usual, in units of the normal spread."""
+        return self.pixels.both(rows)[0]
+
+
+def see(unit, features: Features | None) -> dict[str, Any]:
+    """All looks at pictures in [0, 1]: ``{name: [batch, values]}``."""
+    seen = appearance.looks(unit)
+    return seen if features is None else seen | {"features": features(unit)}
+
+
+class ImageDetector(Estimator):
     """A number per picture and a map per pixel, learned from normal pictures alone; nothing to choose.
 
     *The score* comes from four looks at the whole picture (``jaxad.detectors.appearance``): its pixels, its edges by direction in
@@ -91,7 +232,8 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         network: denoiser of pixels; None: ``default_network`` for the pictures' size.
         maps: False trains no denoiser of pixels: no map, a score from the looks alone, in a fraction of the time on a CPU.
         feature_fn: any function ``[rows, height, width, channels] float32 in [0, 1] -> [rows, ...]``, such as a frozen encoder's
-            features: a fifth look. A detector with one cannot be saved.
+            features: a fifth look. What JAX can trace becomes part of the scorer, anything else is called back. A detector with one
+            cannot be saved.
         num_steps: most steps of the denoiser of pixels.
         batch_size, learning_rate: of that denoiser.
         draws: noise draws per level, shared by all pictures.
@@ -104,9 +246,10 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         verbose: 1 shows a progress bar with loss and time left.
 
     Attributes:
-        tables_: ``{look: fitted PictureTable}``.
+        scorer_: ``Looks``, with ``maps`` ``LooksAndPixels``; it sees pictures whose values lie in [0, 1].
+        pixels_: the scale of the denoiser of pixels.
         level_weights_, separabilities_: of the four levels, and the AUROC on synthetic defects they follow from.
-        map_threshold_: value of the map that the worst place of a normal picture stays below, but for the false alarm rate.
+        where_threshold_: value of the map that the worst place of a normal picture stays below, but for the false alarm rate.
         validation_losses_: held-out loss of the denoiser, one value per 200 steps.
 
     Raises:
@@ -115,7 +258,7 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
 
     >>> X = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 1)).astype(np.uint8)
     >>> detector = ImageDetector(DiT(hidden=16, depth=1, heads=2, patch_size=4), num_steps=2).fit(X)
-    >>> detector.score_samples(X[:3]).shape, detector.score_maps(X[:3]).shape
+    >>> detector.score_samples(X[:3]).shape, detector.where(X[:3]).shape
     ((3,), (3, 16, 16))
     """
 
@@ -183,57 +326,41 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         rows, held_out = X[learned], X[kept_out]
         if files is not None:
             files = files.take(np.delete(np.arange(len(files)), kept_out))
-        self.network_: Any = None
+        network: Any = None
         if self.maps:
-            self.network_ = default_network(*X.shape[1:]) if self.network is None else self.network.clone()
-            how = self._how_to_train()
+            network = default_network(*X.shape[1:]) if self.network is None else self.network.clone()
+            how = self._how_to_train(network)
             sizes = {name: how[name] for name in ("loss", "optimizer", "batch_size", "mesh", "cut_parameters")}
-            check_memory(self.network_, X.shape[1:], TRAINING_LEVELS, (rows[:1], np.zeros(1, np.float32)), **sizes)
-        seen = self.looks(rows)
+            check_memory(network, X.shape[1:], TRAINING_LEVELS, (rows[:1], np.zeros(1, np.float32)), **sizes)
+        # The scorer sees pictures in [0, 1]; values beyond those of training stay beyond.
+        channels = X.shape[-1]
+        unit = Standardiser(np.full(channels, self.low_), np.full(channels, self.high_ - self.low_))
+        features = None if self.feature_fn is None else Features.of(self.feature_fn, unit(rows[:1]))
+        seen = self._look(rows, unit, features)
         with open_run(self.run_dir, learning_rate=self.learning_rate) as run:
-            self.tables_ = {}
+            tables = {}
             for name, look in seen.items():
                 part = None if run is None else run.part(name)
-                self.tables_[name] = PictureTable(
-                    num_networks=1, num_steps=1000, run_dir=part, random_state=int(seeds[0])
-                ).fit(look)
-                self.tables_[name].run_dir = None  # its work is done, and an open run cannot be saved
+                table = PictureTable(num_networks=1, num_steps=1000, run_dir=part, random_state=int(seeds[0])).fit(look)
+                scale = (np.asarray(one, np.float32) for one in table.standardiser_[:2])
+                tables[name] = Look(*scale, table.scorer_)
             if self.maps:
                 part = None if run is None else run.part("denoiser")
-                self._fit_denoiser(rows, held_out, files, int(seeds[1]), int(seeds[2]), part)
-        self._calibrate_on(-soft_maximum(self._z_and_maps(held_out)[0]))
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the soft maximum of all views, ``[rows]``: larger = more normal. A picture's score depends on that picture alone."""
-        return np.concatenate([-soft_maximum(self._z_and_maps(block)[0]) for block in self._blocks(X)])
-
-    def score_maps(self, X) -> np.ndarray:
-        """How unusual is each pixel? ``[rows, height, width]`` float32: about 0 where it is usual, in units of the normal spread.
-
-        A picture's map depends on that picture alone. Compare with ``map_threshold_``.
-
-        Raises:
-            ValueError: a detector fitted with ``maps=False``.
-        """
-        self._need_maps()
-        pieces = [self.combine(*self._measured(self.standardiser_(block)))[0] for block in self._blocks(X)]
-        return np.concatenate(pieces)
-
-    def score_with_maps(self, X) -> tuple[np.ndarray, np.ndarray]:
-        """``(score_samples(X), score_maps(X))`` from one pass.
-
-        Raises:
-            ValueError: a detector fitted with ``maps=False``.
-        """
-        self._need_maps()
-        scores, maps = zip(*((-soft_maximum(z), of) for z, of in map(self._z_and_maps, self._blocks(X))), strict=True)
-        return np.concatenate(scores), np.concatenate(maps)
+                pixels = self._fit_denoiser(rows, held_out, files, int(seeds[1]), int(seeds[2]), part, network, unit)
+                scorer = LooksAndPixels(tables, features, pixels)
+            else:
+                scorer = Looks(tables, features)
+        normal = in_batches(on_device(scorer), held_out, prepare=unit, mesh=self.mesh)
+        return self._keep(Learned(unit, scorer, normal))
 
     def scores_by_view(self, X) -> dict[str, np.ndarray]:
         """What each view says on the common scale, 0 usual and about 1.4 the upper end of normal: ``{"edges: whitened": [rows]}``."""
-        pieces = [self._z_and_maps(block)[0] for block in self._blocks(X)]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        check_is_fitted(self)
+        found = {}
+        for look, z in self._scored(X, apply, Partial(_rows_of_z, self.scorer_)).items():
+            names = ("error", "place") if look == "denoiser" else (*views.NAMES, "features", "norms")
+            found |= {f"{look}: {name}": values for name, values in zip(names, z.T, strict=False)}
+        return found
 
     def reconstruct(self, X, sigma: float = 1.0) -> np.ndarray:
         """The denoiser's estimate of pictures it sees under noise of ``sigma`` times the data's spread, in the units of ``X``.
@@ -241,37 +368,28 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         Raises:
             ValueError: a detector fitted with ``maps=False``, or a sigma that is not positive.
         """
-        self._need_maps()
+        self._check_tells_where()
         if not sigma > 0:
             raise ValueError(f"sigma is a noise level above 0, in units of the data's spread, got {sigma}")
-        key = jax.random.wrap_key_data(jnp.asarray(self.score_key_))
-        level = noise.NoiseLevel(jnp.float32(1.0), jnp.float32(sigma))
-
-        def estimate(rows):
-            clean = _one_jump(self.params_, jax.random.clone(key), rows, level, network=self.network_)
-            return jnp.moveaxis(clean, 0, -1)
-
-        pieces = []
-        for block in self._blocks(X):
-            clean = np.moveaxis(score_in_batches(estimate, self.standardiser_(block), self.mesh), -1, 0)
-            pieces.append(clean * self.standardiser_.scale + self.standardiser_.mean)
-        return np.concatenate(pieces).astype(np.float32)
+        estimate = Partial(_one_jump, self.scorer_.pixels.errors, noise.NoiseLevel(np.float32(1), np.float32(sigma)))
+        clean = [in_batches(estimate, block, prepare=self.pixels_, mesh=self.mesh) for block in self._blocks(X)]
+        return self.pixels_.undo(np.concatenate(clean)).astype(np.float32)
 
     def denoiser(self) -> Denoise:
-        """The denoiser of pixels as a pure function of standardised pictures, for ``jaxad.scoring`` and ``jaxad.sampling``.
+        """The denoiser of pixels as a pure function of pictures standardised by ``pixels_``, for ``jaxad.scoring`` and ``jaxad.sampling``.
 
         Raises:
             ValueError: a detector fitted with ``maps=False``.
         """
-        self._need_maps()
-        return make_denoiser(self.network_, self.params_, noise.VELOCITY)
+        self._check_tells_where()
+        return self.scorer_.pixels.errors.denoiser()
 
     # ------------------------------------------------------------------------------------------------------------ in fit
 
-    def _how_to_train(self) -> dict[str, Any]:
+    def _how_to_train(self, network) -> dict[str, Any]:
         rate = training.adam(self.learning_rate, num_steps=self.num_steps, warmup_steps=min(50, self.num_steps // 10))
         return {
-            "loss": training.simple_loss(self.network_, noise.VELOCITY),
+            "loss": training.simple_loss(network, noise.VELOCITY),
             "optimizer": rate,
             "num_steps": self.num_steps,
             "batch_size": self.batch_size,
@@ -279,11 +397,17 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
             "cut_parameters": self.shard_parameters,
         }
 
-    def _fit_denoiser(self, rows, held_out, files, train_seed, score_seed, run):
+    def _look(self, X, unit: Standardiser, features: Features | None) -> dict[str, np.ndarray]:
+        """What the tables see of pictures: ``{look: [rows, values]}``."""
+        seen = in_batches(Partial(appearance.looks), X, prepare=unit)
+        if features is not None:
+            seen["features"] = np.concatenate([features.on_host(unit(X[rows])) for rows in gen_batches(len(X), 256)])
+        return seen
+
+    def _fit_denoiser(self, rows, held_out, files, train_seed, score_seed, run, network, unit) -> PixelViews:
         train_key = jax.random.key(train_seed)
-        self.score_key_ = np.asarray(jax.random.key_data(jax.random.key(score_seed)))
-        self.standardiser_ = Standardiser.fit(rows)
-        rows, held_out = self.standardiser_(rows), self.standardiser_(held_out)
+        self.pixels_ = Standardiser.fit(rows)
+        rows, held_out = self.pixels_(rows), self.pixels_(held_out)
         learn_from: np.ndarray | Stream = rows
         if files is not None:
             batches = image_batches(
@@ -293,72 +417,53 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
                 workers=files.workers,
                 part=process_share(self.mesh),
             )
-            learn_from = Stream(batches, self.standardiser_)
-        self.params_, self.losses_, self.validation_losses_ = train(
+            learn_from = Stream(batches, self.pixels_)
+        params, self.losses_, self.validation_losses_ = train(
             train_key,
-            self.network_,
+            network,
             learn_from,
             held_out,
             TRAINING_LEVELS,
             (rows[:1], np.zeros(1, np.float32)),
-            **self._how_to_train(),
-            by_level=training.simple_loss(self.network_, noise.VELOCITY),
+            **self._how_to_train(network),
+            by_level=training.simple_loss(network, noise.VELOCITY),
             run=run,
             verbose=self.verbose,
-            title=type(self.network_).__name__,
+            title=type(network).__name__,
         )
-        self.levels_ = noise.log_uniform(4, sigma_min=0.1, sigma_max=2.0)
-        size = min(rows.shape[1:3])
-        self.smoothing_ = max(1.0, size / 56) if self.smoothing is None else float(self.smoothing)
-        maps, errors = self._measured(held_out)
-        spread = maps.std(axis=1)
-        self.map_mean_ = maps.mean(axis=1)
-        self.map_spread_ = np.maximum(spread, SMALLEST_SPREAD * spread.mean(axis=(1, 2), keepdims=True)) + 1e-9
-        self.error_mean_, self.error_spread_ = errors.mean(axis=1), errors.std(axis=1) + 1e-9
+        smoothing = max(1.0, min(rows.shape[1:3]) / 56) if self.smoothing is None else float(self.smoothing)
+        levels = noise.log_uniform(4, sigma_min=0.1, sigma_max=2.0).to(jnp.float32)
+        key = np.asarray(jax.random.key_data(jax.random.key(score_seed)))
+        settings = {"network": network, "draws": self.draws, "smoothing": smoothing}
+        measure = on_device(PixelErrors(params, key, levels, **settings))
+        maps, errors = in_batches(measure, held_out, mesh=self.mesh)
+        spread = maps.std(axis=0)
+        scale = (self.pixels_.mean - unit.mean) / unit.scale, self.pixels_.scale / unit.scale
+        pixels = PixelViews(
+            measure,
+            *(np.asarray(one, np.float32) for one in scale),
+            maps.mean(axis=0),
+            np.maximum(spread, SMALLEST_SPREAD * spread.mean(axis=(1, 2), keepdims=True)) + 1e-9,
+            errors.mean(axis=0),
+            errors.std(axis=0) + 1e-9,
+            np.zeros(len(levels), np.float32),
+            np.zeros(2, np.float32),
+            np.ones(2, np.float32),
+        )
         # What does each level see of synthetic defects? Judged as the map will be: by the worst place.
         spoilt, _ = synthesis.corrupt(jax.random.fold_in(train_key, 1), jnp.asarray(held_out))
-        worst = [self._standard_maps(seen).max(axis=(2, 3)) for seen in (maps, self._measured(np.asarray(spoilt))[0])]
-        self.separabilities_ = np.asarray(synthesis.separability(*map(jnp.asarray, worst)))
+        of_spoilt = in_batches(measure, np.asarray(spoilt), mesh=self.mesh)[0]
+        worst = [jnp.asarray(pixels.standard_maps(seen).max(axis=(2, 3)).T) for seen in (maps, of_spoilt)]
+        self.separabilities_ = np.asarray(synthesis.separability(*worst))
         self.level_weights_ = np.asarray(synthesis.level_weights(jnp.asarray(self.separabilities_)))
-        self.centre_, self.scale_ = np.zeros(2), np.ones(2)
-        combined, _ = self.combine(maps, errors)
-        worst = combined.max(axis=(1, 2)).astype(np.float64)
-        self.map_threshold_ = -threshold_from(-worst, self.false_alarm_rate)
-        stats = [views.centre_and_scale(values, 0.97) for values in (self._standard_errors(errors), worst)]
-        self.centre_, self.scale_ = np.array(stats).T
+        pixels = dataclasses.replace(pixels, weights=self.level_weights_)
+        _, values = pixels.measured(jnp.asarray(maps), jnp.asarray(errors))
+        error, worst = np.asarray(values, np.float64)
+        self.where_threshold_ = -threshold_from(-worst, self.false_alarm_rate)
+        stats = np.array([views.centre_and_scale(values, 0.97) for values in (error, worst)], np.float32)
+        return dataclasses.replace(pixels, centre=stats[:, 0], scale=stats[:, 1])
 
     # ------------------------------------------------------------------------------------------------------------ scoring
-
-    def looks(self, X) -> dict[str, np.ndarray]:
-        """What the tables see of pictures ``X``: ``{look: [rows, values]}``."""
-        unit = (np.asarray(X, np.float32) - self.low_) / (self.high_ - self.low_)
-        seen = looks(unit)
-        if self.feature_fn is not None:
-            given = [np.asarray(self.feature_fn(unit[rows])) for rows in gen_batches(len(unit), 256)]
-            seen["features"] = np.concatenate([piece.reshape(len(piece), -1) for piece in given]).astype(np.float32)
-        return seen
-
-    def measure(self, rows: Float[Array, "rows height width channels"]):
-        """Pure, of standardised pictures: ``(smoothed error maps [levels, rows, height, width], errors [levels, rows])``."""
-        return _error_maps(
-            self.params_,
-            jax.random.wrap_key_data(jnp.asarray(self.score_key_)),
-            rows,
-            self.levels_.to(jnp.float32),
-            network=self.network_,
-            draws=self.draws,
-            sigma_blur=self.smoothing_,
-        )
-
-    def combine(self, maps, errors):
-        """What ``measure`` gives, against normal pictures: ``(map [rows, height, width], {"denoiser: error" and "place": z [rows]})``."""
-        combined = np.tensordot(self.level_weights_, self._standard_maps(maps), axes=1).astype(np.float32)
-        values = {"error": self._standard_errors(errors), "place": combined.max(axis=(1, 2))}
-        z = {
-            f"denoiser: {name}": np.arcsinh(2 * (value - centre) / scale)
-            for (name, value), centre, scale in zip(values.items(), self.centre_, self.scale_, strict=True)
-        }
-        return combined, z
 
     def _blocks(self, X):
         check_is_fitted(self)
@@ -366,47 +471,22 @@ class ImageDetector(ThresholdMixin, BaseEstimator):
         if X.ndim != 4 or not len(X):  # the check below says what is wrong
             check_scoring_data(self, X)
         for rows in gen_batches(len(X), BLOCK_ROWS):
-            yield check_scoring_data(self, X[rows]).astype(np.float32)
+            yield check_scoring_data(self, X[rows])
 
-    def _z_and_maps(self, X):
-        z = {}
-        for name, look in self.looks(X).items():
-            z |= {f"{name}: {view}": values for view, values in self.tables_[name].scores_by_view(look).items()}
-        if self.network_ is None:
-            return z, None
-        maps, of_denoiser = self.combine(*self._measured(self.standardiser_(X)))
-        return z | of_denoiser, maps
+    def _scored(self, X, call, function: Any = None):
+        # What is made of a picture is many times the picture, and bytes become floats only here.
+        pieces = [super(ImageDetector, self)._scored(block, call, function) for block in self._blocks(X)]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
 
-    def _measured(self, rows):
-        """``measure`` in batches, on the host."""
-
-        def flat(batch):
-            maps, errors = self.measure(batch)
-            return jnp.concatenate([jnp.moveaxis(maps, 1, -1).reshape(-1, len(batch)), errors])
-
-        values, levels = score_in_batches(flat, rows, self.mesh), len(self.levels_)
-        return np.moveaxis(values[:-levels].reshape(levels, *rows.shape[1:3], len(rows)), -1, 1), values[-levels:]
-
-    def _standard_maps(self, maps):
-        return (maps - self.map_mean_[:, None]) / self.map_spread_[:, None]
-
-    def _standard_errors(self, errors):
-        return self.level_weights_ @ ((errors - self.error_mean_[:, None]) / self.error_spread_[:, None])
-
-    def _need_maps(self):
-        check_is_fitted(self)
-        if self.network_ is None:
-            raise ValueError(
-                "this detector was fitted with maps=False and has no denoiser of pixels; fit one with maps=True"
-            )
+    def _why_no_where(self) -> str:
+        return "it was fitted with maps=False and has no denoiser of pixels; fit one with maps=True"
 
 
-@partial(jax.jit, static_argnames="network")
-def _one_jump(params, key, rows, level, *, network):
+def _rows_of_z(scorer, rows):
+    return {look: z.T for look, z in scorer.z(rows).items()}
+
+
+def _one_jump(errors, level, rows):
+    key = jax.random.wrap_key_data(errors.key)
     noisy = noise.add_noise(rows, jax.random.normal(key, (1, *rows.shape[1:])), level)
-    return make_denoiser(network, params, noise.VELOCITY)(noisy, level)
-
-
-def soft_maximum(z: dict[str, np.ndarray]) -> np.ndarray:
-    """``log mean exp`` over the views of ``scores_by_view``: the anomaly score, ``-score_samples``."""
-    return np.log(np.mean(np.exp(np.stack(list(z.values()))), axis=0))
+    return errors.denoiser()(noisy, level)

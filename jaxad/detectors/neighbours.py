@@ -1,28 +1,61 @@
 """Distances to the nearest training rows: the k-nearest-neighbour detector and non-parametric diffusion time
 estimation."""
 
-import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils import gen_batches
+from typing import Any
 
-from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from jaxad.detectors.estimator import FAR, Estimator, Learned, Standardiser, in_batches
+from jaxad.detectors.scorer import Scorer, root, static
+from jaxad.detectors.search import Known, known, squared_distances
 
 # The threshold needs leave-one-out scores of training rows; this many pin a quantile down, and all pairs of a million
 # rows take hours.
 MOST_THRESHOLD_ROWS = 20_000
-# Elements of the [rows, neighbours, features] block of differences held at once: 64 MiB, however many rows are scored.
-BLOCK_ELEMENTS = 2**23
 
 _AGGREGATES = {
     "largest": lambda distances: distances[:, -1],
-    "mean": lambda distances: distances.mean(axis=1),
-    "median": lambda distances: np.median(distances, axis=1),
+    "mean": lambda distances: jnp.mean(distances, axis=1),
+    "median": lambda distances: jnp.median(distances, axis=1),
 }
 
 
-class KNNDetector(ThresholdMixin, BaseEstimator):
+class NeighbourDistance(Scorer):
+    """The distance to the k-th nearest known row, or the mean or median of the distances to all k."""
+
+    known: Known
+    unit: Float[Array | np.ndarray, ""]
+    """Of the distances: rows are divided by it before they come here."""
+    neighbours: int = static()
+    aggregate: str = static()
+
+    def __call__(self, rows: Float[Array, "batch features"], own=None) -> Float[Array, " batch"]:
+        """Distances; ``own [batch]`` leaves that known row out of a row's neighbours."""
+        squared = squared_distances(self.known, rows, self.neighbours, own)
+        return self.unit * _AGGREGATES[self.aggregate](root(squared))
+
+
+class MostProbableVariance(Scorer):
+    """The noise variance that most probably turned a known row into this one, or with ``bounds`` the step of the authors' code."""
+
+    known: Known
+    unit: Float[Array | np.ndarray, ""]
+    bounds: Any
+    """``step_bounds``, or None."""
+    neighbours: int = static()
+
+    def __call__(self, rows: Float[Array, "batch features"], own=None) -> Float[Array, " batch"]:
+        """Variances, or steps; ``own [batch]`` leaves that known row out of a row's neighbours."""
+        mean = self.unit**2 * jnp.mean(squared_distances(self.known, rows, self.neighbours, own), axis=1)
+        if self.bounds is None:
+            return mean / rows.shape[1]
+        return jnp.searchsorted(self.bounds, mean, side="left").astype(rows.dtype)
+
+
+class KNNDetector(Estimator):
     """Distance to the nearest training rows (Ramaswamy et al. 2000; Angiulli & Pizzuti 2002), the baseline hardest to
     beat.
 
@@ -53,24 +86,13 @@ class KNNDetector(ThresholdMixin, BaseEstimator):
         self.standardize = standardize
         self.false_alarm_rate = false_alarm_rate
 
-    def fit(self, X, y=None):
-        """Keep the training rows ``X [rows, features]``; ``y`` is ignored."""
+    def _learn(self, X):
         if self.aggregate not in _AGGREGATES:
             raise ValueError(f"aggregate must be one of {sorted(_AGGREGATES)}, got {self.aggregate!r}")
-        X = check_training_data(self, X)
-        left_out = _fit_index(self, X)
-        self._calibrate_on(self._score(left_out))
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the distance to the training rows, shape ``[rows]``."""
-        return self._score(_squared_distances(self, check_scoring_data(self, X)))
-
-    def _score(self, squared_distances):
-        return -_AGGREGATES[self.aggregate](np.sqrt(squared_distances))
+        return _learned(self, X, lambda *found: NeighbourDistance(*found, aggregate=self.aggregate))
 
 
-class DTENonParametric(ThresholdMixin, BaseEstimator):
+class DTENonParametric(Estimator):
     """Non-parametric diffusion time estimation (DTE-NP; Livernoche et al., ICLR 2024): how much noise would explain
     this row?
 
@@ -110,27 +132,14 @@ class DTENonParametric(ThresholdMixin, BaseEstimator):
         self.num_levels = num_levels
         self.false_alarm_rate = false_alarm_rate
 
-    def fit(self, X, y=None):
-        """Keep the training rows ``X [rows, features]``; ``y`` is ignored."""
-        X = check_training_data(self, X)
+    def _learn(self, X):
         if self.official_quirks and (X.shape[1] <= 2 or self.num_levels < 2):
             raise ValueError(
                 "official_quirks needs at least 3 features and 2 levels, "
                 f"got {X.shape[1]} features and num_levels={self.num_levels}; official_quirks=False has no such limit"
             )
-        left_out = _fit_index(self, X)
-        self._calibrate_on(self._score(left_out))
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the most probable noise variance (or step, under ``official_quirks``), shape ``[rows]``."""
-        return self._score(_squared_distances(self, check_scoring_data(self, X)))
-
-    def _score(self, squared_distances):
-        mean = squared_distances.mean(axis=1)
-        if self.official_quirks:
-            return -most_probable_step(mean, self.n_features_in_, self.num_levels).astype(np.float64)
-        return -mean / self.n_features_in_
+        bounds = step_bounds(X.shape[1], self.num_levels) if self.official_quirks else None
+        return _learned(self, X, lambda known, unit, count: MostProbableVariance(known, unit, bounds, count))
 
 
 def most_probable_step(mean_squared_distance, num_features: int, num_levels: int) -> np.ndarray:
@@ -153,51 +162,25 @@ def step_bounds(num_features: int, num_levels: int) -> np.ndarray:
     return num_features * np.diff(np.log(variances)) / -np.diff(1.0 / variances)
 
 
-def _fit_index(detector, X) -> np.ndarray:
-    """Index the training rows on ``detector``; returns their own squared distances, each row left out of its own
-    neighbours."""
+def _learned(detector, X, make) -> Learned:
+    """The training rows as a scorer, and their own scores, each row left out of its own neighbours."""
     if not isinstance(detector.n_neighbors, (int, np.integer)) or detector.n_neighbors < 1:
         raise ValueError(f"n_neighbors must be a whole number of at least 1, got {detector.n_neighbors!r}")
     detector.n_neighbors_ = min(int(detector.n_neighbors), len(X) - 1)
-    # Centring changes no distance and saves digits in |x|^2 - 2xy + |y|^2, by which the index finds the neighbours.
     X = X.astype(np.float64)
-    detector.scaler_ = StandardScaler(with_std=detector.standardize).fit(X)
-    detector.train_ = detector.scaler_.transform(X)
-    detector.index_ = NearestNeighbors().fit(detector.train_)
+    standardiser, unit = Standardiser.fit(X, with_scale=detector.standardize, farthest=FAR), 1.0
+    if not detector.standardize:
+        # One unit for all columns keeps the distances what they are, and their squares within float32.
+        unit = float(np.sqrt(X.var(axis=0).mean())) or 1.0
+        standardiser = standardiser._replace(scale=np.full(X.shape[1], unit))
+    rows = standardiser(X)
+    scorer = make(known(rows), np.float32(unit), detector.n_neighbors_)
     own = np.arange(len(X))
     if len(X) > MOST_THRESHOLD_ROWS:
         own = np.sort(np.random.default_rng(0).choice(len(X), MOST_THRESHOLD_ROWS, replace=False))
-    return _squared_distances(detector, X[own], own)
+    return Learned(standardiser, scorer, in_batches(Partial(_left_out, scorer), own[:, None]))
 
 
-def _squared_distances(detector, X, own=None) -> np.ndarray:
-    """Squared distances to the nearest training rows, ``[rows, n_neighbors_]``, increasing.
-
-    ``own [rows]`` names the training row that each row *is*, to be left out of its neighbours.
-    """
-    neighbours, width = detector.n_neighbors_, X.shape[1]
-    distances = np.empty((len(X), neighbours))
-    for rows in gen_batches(len(X), max(BLOCK_ELEMENTS // (neighbours * width), 1)):
-        queries = detector.scaler_.transform(X[rows].astype(np.float64))
-        left_out = None if own is None else own[rows]
-        distances[rows] = squared_distances(detector.train_, detector.index_, queries, neighbours, left_out)
-    return distances
-
-
-def squared_distances(
-    known: np.ndarray, index: NearestNeighbors, queries: np.ndarray, neighbours: int, own: np.ndarray | None = None
-) -> np.ndarray:
-    """Squared distances from ``queries [rows, features]`` to the nearest rows of ``known``, which ``index`` was fitted on:
-    ``[rows, neighbours]``, increasing.
-
-    Taken from differences, not from the index: exact for near-copies, and the same number whatever rows share the batch.
-    Holds ``[rows, neighbours, features]`` at once. ``own [rows]`` names the known row that each query *is*, to be left out.
-    """
-    found = index.kneighbors(queries, neighbours + (own is not None), return_distance=False)
-    if own is not None:
-        others = np.not_equal(found, own[:, None])
-        # A row with many exact copies may not find itself among them: then any one of the copies stands for it.
-        others[others.all(axis=1), -1] = False
-        found = found[others].reshape(-1, neighbours)
-    differences = known[found] - queries[:, None]
-    return np.sort(np.einsum("rkd,rkd->rk", differences, differences), axis=1)
+def _left_out(scorer, own):
+    own = own[:, 0]
+    return scorer(scorer.known.rows[own], own)

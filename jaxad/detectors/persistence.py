@@ -1,38 +1,30 @@
-"""Fitted detectors on disk: arrays, numbers and *names*. No code is stored, and a name is only ever looked up in the lists below."""
+"""Fitted detectors on disk: arrays, numbers and *names*. No code is stored, and a name is only ever looked up among ``known_things``."""
 
 import dataclasses
 import json
 import math
 import os
-import warnings
+import sys
+from collections.abc import Iterator
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import flax.errors
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
-from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from jaxad import noise, sampling, scoring, training
+from jaxad import denoisers, noise, sampling, scoring, training
 from jaxad.data.dataset import did_you_mean
-from jaxad.denoisers import MLP, DiT, TimeMLP, UNet
-from jaxad.detectors import appearance, views
-from jaxad.detectors.consensus import ConsensusDetector, represent
-from jaxad.detectors.copula import COPOD, ECOD, _Columns
-from jaxad.detectors.diffusion import DiffusionDetector
-from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
-from jaxad.detectors.estimator import check_scoring_data
-from jaxad.detectors.fitting import Standardiser
-from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
-from jaxad.detectors.image import ImageDetector, PictureTable
-from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
-from jaxad.detectors.taught import CycleDetector
+from jaxad.detectors.estimator import Estimator, listed_elsewhere, on_device
+from jaxad.detectors.scorer import Scorer, tells_where
 from jaxad.runtime.checkpoint import (
     DTYPES,
     CheckpointError,
@@ -44,94 +36,75 @@ from jaxad.runtime.checkpoint import (
 
 __all__ = ["CheckpointError", "check_writable", "load_detector", "load_extra", "save_detector"]
 
-
-def _by_name(*things) -> dict[str, Any]:
-    return {thing.__name__: thing for thing in things}
-
-
-DETECTORS = _by_name(
-    ConsensusDetector,
-    DiffusionDetector,
-    DTECategorical,
-    DTEInverseGamma,
-    DTENonParametric,
-    ImageDetector,
-    KNNDetector,
-    COPOD,
-    ECOD,
-    MahalanobisDetector,
-    SquaredNorm,
-    CycleDetector,
-)
-
-TRANSFORMERS = _by_name(StandardScaler, MinMaxScaler, RobustScaler, PCA, SimpleImputer)
+TRANSFORMERS = {thing.__name__: thing for thing in (StandardScaler, MinMaxScaler, RobustScaler, PCA, SimpleImputer)}
 """What may come before the detector in a saved ``Pipeline``: scikit-learn's, whose fitted attributes are numbers and arrays."""
 
-ALLOWED: dict[str, dict[str, Any]] = {
-    "network": _by_name(MLP, DiT, TimeMLP, UNet),
-    "schedule": _by_name(noise.NoiseLevel),
-    "levels": _by_name(noise.NoiseLevel),
-    "prediction": {"CLEAN": noise.CLEAN, "NOISE": noise.NOISE, "VELOCITY": noise.VELOCITY, "SCORE": noise.SCORE},
-    "scorer": _by_name(
-        scoring.reconstruction_error,
-        scoring.denoising_error,
-        scoring.ddim_reconstruction_error,
-        scoring.ancestral_reconstruction_error,
-        scoring.unnoised_reverse_error,
-        scoring.flow_residual,
-        scoring.projection_regret,
-        scoring.score_norm,
-        scoring.log_score_norm,
-        scoring.path_statistics,
-        scoring.path_curvature,
-        scoring.variational_bound,
-        scoring.negative_log_likelihood,
-        scoring.time_posterior,
-        scoring.conditional_error,
-        scoring.guided_reconstruction_error,
-        scoring.inpainting_error,
-    ),
-    "variance": _by_name(sampling.fixed_small, sampling.fixed_large, sampling.no_variance),
-    "aggregate": {
-        "total": scoring.total,
-        "z_mean": scoring.z_mean,
-        "z_max": scoring.z_max,
-        "typicality": scoring.typicality,
-        "likelihood_ratio": scoring.likelihood_ratio,
-        "mahalanobis": scoring.mahalanobis,
-        "gmm": scoring.gmm,
-        "knn": scoring.knn,
-    },
-    "loss": _by_name(training.simple_loss, training.hybrid_loss, training.trimmed_loss),
-    "weight": _by_name(training.uniform),
-    "statistics": _by_name(scoring.LevelStatistics, scoring.Whitening, scoring.Mixture, scoring.Neighbours),
-    "standardiser": _by_name(Standardiser),
-    "columns": _by_name(_Columns),
-    # a cycle's parts, which are detectors
-    **{
-        part: {k: v for k, v in DETECTORS.items() if v is not CycleDetector}
-        for part in ("detector", "first", "denoiser")
-    },
-    "scaler": _by_name(StandardScaler),
-    "views": _by_name(views.Views),
-    # an image detector's tables, by the look they were made from
-    **{look: _by_name(PictureTable) for look in appearance.NAMES},
-}
-"""What an attribute (or a keyword of a partial) may hold besides numbers, text and arrays, by its name without the final underscore:
-instances of the classes, and the functions and predictions themselves."""
+FORMAT = 2
+"""1 was before a fitted detector was a scorer (jaxad 0.1)."""
 
+_ROOMS = (noise, sampling, scoring, training, denoisers)
 _ADVICE = {
     "feature_fn": "a detector with features of your own cannot be saved",
     "loss": "scoring needs no loss: set detector.loss = None before saving",
     "random_state": "scoring draws from a stored key: set detector.random_state to a whole number before saving",
 }
-_SCALER_FIELDS = ("with_mean", "with_std", "n_features_in_", "n_samples_seen_", "mean_", "var_", "scale_")
+# The next machine may have other devices and other folders.
+_NOT_SAVED = ("mesh", "run_dir")
 
 # Whatever a description that is JSON but not ours can set off while it is turned into objects and tried out.
 _BUILD_ERRORS = (
-    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError),
-    *(RuntimeError, MemoryError, flax.errors.FlaxError),
+    *(TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError),
+    *(RuntimeError, MemoryError, NotImplementedError, flax.errors.FlaxError),
 )
+
+
+def known_things() -> dict[str, Any]:
+    """All that a saved detector may name, ``{name: thing}``: detectors, records of arrays, networks, and functions of the rooms below them.
+
+    Detectors and scorers are the subclasses of ``Estimator`` and ``Scorer``; of other packages those that an entry point lists.
+    Nothing in here opens a file or starts a process.
+    """
+    listed_elsewhere()  # imported, their subclasses are there
+    things = {}
+    for room in _ROOMS:
+        things |= {
+            f"{room.__name__.removeprefix('jaxad.')}.{name}": thing
+            for name, thing in vars(room).items()
+            if not name.startswith("_") and (_is_ours(thing) or _is_record(type(thing)))
+        }
+    classes = [*_subclasses(Scorer), *_subclasses(Estimator)]
+    ours = [name for name in sys.modules if name.startswith("jaxad.detectors.")]
+    for module in dict.fromkeys([*ours, *(cls.__module__ for cls in classes)]):
+        within = [thing for thing in vars(sys.modules[module]).values() if isinstance(thing, type)]
+        records = [thing for thing in within if _is_record(thing) or issubclass(thing, nn.Module)]
+        classes += [thing for thing in records if thing.__module__ == module]
+    things |= {_name_of(cls): cls for cls in classes}
+    return things
+
+
+def _is_ours(thing) -> bool:
+    if isinstance(thing, type):
+        return thing.__module__.startswith("jaxad.") and (_is_record(thing) or issubclass(thing, nn.Module))
+    return callable(thing) and str(getattr(thing, "__module__", "")).startswith("jaxad.")
+
+
+def _is_record(cls: type) -> bool:
+    """A named tuple or a frozen dataclass."""
+    return isinstance(cls, type) and (
+        (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+        or (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen)  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _name_of(cls: type) -> str:
+    ours = cls.__module__.startswith("jaxad.detectors.")
+    return f"detectors.{cls.__qualname__}" if ours else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) -> None:
@@ -163,11 +136,11 @@ def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) 
         content = {
             "class": "Pipeline",
             "steps": steps,
-            "last": {"name": last[0], **_described(last[1], DETECTORS, arrays)},
+            "last": {"name": last[0], **_described(last[1], None, arrays)},
         }
     else:
-        content = _described(detector, DETECTORS, arrays)
-    content["extra"] = extra
+        content = _described(detector, None, arrays)
+    content |= {"extra": extra, "detector_format": FORMAT}
     try:
         json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -177,19 +150,24 @@ def save_detector(detector: Any, path: str | os.PathLike, *, extra: Any = None) 
     save_checkpoint(path, arrays, content)
 
 
-def _described(estimator, known: dict[str, type], arrays: dict[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
-    """Class, parameters and fitted attributes of one estimator; its arrays go to ``arrays``, their names behind ``prefix``."""
-    name = type(estimator).__name__
-    if known.get(name) is not type(estimator):
+def _described(
+    estimator, known: dict[str, type] | None, arrays: dict[str, np.ndarray], prefix: str = ""
+) -> dict[str, Any]:
+    """Class, parameters and fitted attributes of one estimator; its arrays go to ``arrays``, their names behind ``prefix``.
+
+    ``known`` are the classes it may be of; None: any detector of jaxad, or of a package that lists its own.
+    """
+    name = type(estimator).__name__ if known else _name_of(type(estimator))
+    if (known or known_things()).get(name) is not type(estimator):
         raise ValueError(
-            f"cannot save a {type(estimator).__module__}.{name}: only jaxad's own detectors ({', '.join(DETECTORS)}), and "
-            f"before them in a Pipeline {', '.join(TRANSFORMERS)}, are saved without code; keep others with a tool of their "
-            "library, such as skops"
+            f"cannot save a {type(estimator).__module__}.{type(estimator).__name__}: only jaxad's own detectors, those that other packages "
+            f"list as an entry point, and before them in a Pipeline {', '.join(TRANSFORMERS)}, are saved without code; keep others "
+            "with a tool of their library, such as skops"
         )
     check_is_fitted(estimator)
-    own: dict[str, np.ndarray] = {}
-    parameters, defaults = _parameters(estimator), type(estimator)().get_params(deep=False)
-    if known is TRANSFORMERS:  # the default of an imputer is NaN, which JSON has not
+    own = _Arrays()
+    parameters, defaults = _parameters(estimator), type(estimator)().get_params(deep=False) if known else {}
+    if known:  # the default of an imputer is NaN, which JSON has not
         parameters = {key: value for key, value in parameters.items() if value is not defaults[key]}
     described = {
         "class": name,
@@ -198,6 +176,30 @@ def _described(estimator, known: dict[str, type], arrays: dict[str, np.ndarray],
     }
     arrays |= {prefix + key: value for key, value in own.items()}
     return described
+
+
+class _Arrays(dict):
+    """Arrays by their dotted names. One that several parts share is kept once."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.things = {}, known_things()
+        self.by_identity = {id(thing): name for name, thing in self.things.items()}
+
+    def named(self, value, where: str) -> str:
+        name, _ = self.names.setdefault(id(value), (where, value))  # kept alive, or its number would be given anew
+        self[name] = np.asarray(value)
+        return name
+
+    def name_of(self, value) -> str | None:
+        """Of a function, or of one of the library's records of them: scikit-learn's clone copies the record and keeps the functions."""
+        if id(value) in self.by_identity:
+            return self.by_identity[id(value)]
+        if isinstance(value, tuple) and any(isinstance(part, FunctionType) for part in value):
+            return next(
+                (name for name, thing in self.things.items() if type(thing) is type(value) and thing == value), None
+            )
+        return None
 
 
 def load_detector(path: str | os.PathLike) -> Any:
@@ -210,6 +212,12 @@ def load_detector(path: str | os.PathLike) -> Any:
         CheckpointError: nothing there, damage, a newer format, or a description that makes no working detector.
     """
     arrays, content = load_checkpoint(path)
+    version = content.get("detector_format", 1) if isinstance(content, dict) else 1
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} is in format {version!r:.50}, this jaxad reads format {FORMAT}: fit the detector again (the same command and seed "
+            "give the same one), or install the jaxad that wrote it"
+        )
     try:
         detector = _build(content, arrays)
         _try_out(detector)
@@ -233,102 +241,93 @@ def load_extra(path: str | os.PathLike) -> Any:
     return content.get("extra")
 
 
-def _allowed(where: str) -> dict[str, Any]:
-    return ALLOWED.get(where.rpartition(".")[2].removesuffix("_"), {})
-
-
-def _encode(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
+def _encode(value: Any, where: str, arrays: _Arrays) -> Any:
     """``value`` as JSON; its arrays go to ``arrays`` under their dotted name ``where``."""
-    if isinstance(value, partial) and not value.args:
-        return {"$partial": _encode(value.func, where, arrays), "keywords": _encode(value.keywords, where, arrays)}
-    for name, thing in _allowed(where).items():
-        # Pairs of functions are compared as such: scikit-learn's clone copies the pair and keeps the functions.
-        if not isinstance(thing, type) and (value is thing or (type(value) is type(thing) and value == thing)):
-            return {"$name": name}
-        if type(value) is thing:
-            return {"$class": name, "fields": _encode(_fields(value), where, arrays)}
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    if isinstance(value, (np.ndarray, jax.Array)) and value.dtype.name in DTYPES:
+        return {"$array": arrays.named(value, where)}
+    if isinstance(value, np.ndarray) and value.dtype == object and all(isinstance(item, str) for item in value):
+        return {"$strings": value.tolist()}
     if type(value) is tuple:
         return {"$tuple": [_encode(item, f"{where}.{i}", arrays) for i, item in enumerate(value)]}
     if type(value) is list:
         return [_encode(item, f"{where}.{i}", arrays) for i, item in enumerate(value)]
     if type(value) is dict and all(isinstance(key, str) and key.isidentifier() for key in value):
         return {key: _encode(item, f"{where}.{key}", arrays) for key, item in value.items()}
-    if isinstance(value, np.ndarray) and value.dtype == object and all(isinstance(item, str) for item in value):
-        return {"$strings": value.tolist()}
-    if isinstance(value, (np.ndarray, jax.Array)) and value.dtype.name in DTYPES:
-        arrays[where] = np.asarray(value)
-        return {"$array": where}
-    known = ", ".join(_allowed(where)) or "numbers, text and arrays"
+    if isinstance(value, partial) and not value.args:
+        return {"$partial": _encode(value.func, where, arrays), "keywords": _encode(value.keywords, where, arrays)}
+    if (name := arrays.name_of(value)) is not None and not isinstance(value, type):
+        return {"$name": name}
+    name = _name_in(arrays, type(value))
+    if name is not None and isinstance(value, Estimator):
+        fields = {"parameters": _parameters(value), "fitted": _fitted(value)}
+        return {"$class": name, "fields": _encode(fields, where, arrays)}
+    if name is not None:
+        return {"$class": name, "fields": _encode(_fields(value), where, arrays)}
     advice = _ADVICE.get(
         where.split(".")[0], "a saved detector holds no code; use one of those, or keep your own apart"
     )
-    raise ValueError(f"cannot save {where} = {' '.join(repr(value).split()):.100}: it may be {known}; {advice}")
+    raise ValueError(
+        f"cannot save {where} = {' '.join(repr(value).split()):.100}: it may be a number, text, an array, a network, score, "
+        f"combination, loss or prediction of jaxad, or a record of those; {advice}"
+    )
+
+
+def _name_in(arrays: _Arrays, cls: type) -> str | None:
+    return arrays.by_identity.get(id(cls))
 
 
 def _parameters(detector: Any) -> dict[str, Any]:
-    # A mesh names devices of this machine, a run directory a folder of it; the next one may have others.
-    return {key: value for key, value in detector.get_params(deep=False).items() if key not in ("mesh", "run_dir")}
+    return {key: value for key, value in detector.get_params(deep=False).items() if key not in _NOT_SAVED}
 
 
 def _fitted(detector: Any) -> dict[str, Any]:
-    return {key: value for key, value in vars(detector).items() if key.endswith("_") and key != "index_"}
+    return {key: value for key, value in vars(detector).items() if key.endswith("_")}
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    if isinstance(value, (PictureTable, *DETECTORS.values())):
-        return {"parameters": _parameters(value), "fitted": _fitted(value)}
-    if isinstance(value, StandardScaler):
-        return {name: getattr(value, name) for name in _SCALER_FIELDS}
     if isinstance(value, tuple):
         return dict(zip(value._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
     # `parent` and `name` are linen's own and belong to a network inside another.
-    return {
-        field.name: getattr(value, field.name)
-        for field in dataclasses.fields(value)
-        if field.name not in ("parent", "name")
-    }
+    own = ("parent", "name") if isinstance(value, nn.Module) else ()
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in own}
 
 
-def _decode(node: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
-    if isinstance(node, list):
-        return [_decode(item, f"{where}.{i}", arrays) for i, item in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    match node:
-        case {"$array": str(name)}:
-            return arrays[name]
-        case {"$strings": [*strings]} if all(isinstance(text, str) for text in strings):
-            return np.array(strings, object)
-        case {"$tuple": [*items]}:
-            return tuple(_decode(items, where, arrays))
-        case {"$name": str(name)}:
-            thing = _look_up(name, _allowed(where), where)
-            if not isinstance(thing, type):
-                return thing
-        case {"$partial": dict(function), "keywords": dict(keywords)}:
-            return partial(_decode(function, where, arrays), **_decode(keywords, where, arrays))
-        case {"$class": str(name), "fields": dict(fields)}:
-            cls = _look_up(name, _allowed(where), where)
-            if isinstance(cls, type):
-                return _construct(cls, _decode(fields, where, arrays))
-        case _ if all(key.isidentifier() for key in node):
-            return {key: _decode(item, f"{where}.{key}", arrays) for key, item in node.items()}
-    raise CheckpointError(f"{where} cannot be {node!r:.100}")
+class _Decoder:
+    """From a description and its arrays to objects."""
 
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays, self.things = arrays, known_things()
 
-def _construct(cls: type, fields: dict[str, Any]) -> Any:
-    if cls is PictureTable or cls in DETECTORS.values():
-        return _restore(cls, fields["parameters"], fields["fitted"])
-    if cls is not StandardScaler:
-        return cls(**fields)
-    scaler = StandardScaler()
-    for name in _SCALER_FIELDS:
-        setattr(scaler, name, fields[name])
-    return scaler
+    def __call__(self, node: Any, where: str) -> Any:
+        if isinstance(node, list):
+            return [self(item, f"{where}.{i}") for i, item in enumerate(node)]
+        if not isinstance(node, dict):
+            return node
+        match node:
+            case {"$array": str(name)}:
+                return self.arrays[name]
+            case {"$strings": [*strings]} if all(isinstance(text, str) for text in strings):
+                return np.array(strings, object)
+            case {"$tuple": [*items]}:
+                return tuple(self(items, where))
+            case {"$name": str(name)}:
+                thing = _look_up(name, self.things, where)
+                if not isinstance(thing, type):
+                    return thing
+            case {"$partial": dict(function), "keywords": dict(keywords)}:
+                return partial(self(function, where), **self(keywords, where))
+            case {"$class": str(name), "fields": dict(fields)}:
+                cls = _look_up(name, self.things, where)
+                if isinstance(cls, type):
+                    found = self(fields, where)
+                    return _restore(cls, **found) if issubclass(cls, Estimator) else cls(**found)
+            case _ if all(key.isidentifier() for key in node):
+                return {key: self(item, f"{where}.{key}") for key, item in node.items()}
+        raise CheckpointError(f"{where} cannot be {node!r:.100}")
 
 
 def _look_up(name: Any, known: dict[str, Any], where: str) -> Any:
@@ -339,7 +338,7 @@ def _look_up(name: Any, known: dict[str, Any], where: str) -> Any:
 
 def _build(content: Any, arrays: dict[str, np.ndarray]) -> Any:
     if content["class"] != "Pipeline":
-        return _build_one(content, content["class"], DETECTORS, arrays)
+        return _build_one(content, content["class"], None, arrays)
     steps = []
     for i, step in enumerate(content["steps"]):
         prefix = f"step{i}_"
@@ -350,19 +349,20 @@ def _build(content: Any, arrays: dict[str, np.ndarray]) -> Any:
             transformer._fit_dtype = transformer._fill_dtype = np.asarray(transformer.statistics_).dtype
         steps.append((str(step["name"]), transformer))
     last = content["last"]
-    return Pipeline([*steps, (str(last["name"]), _build_one(last, last["class"], DETECTORS, arrays))])
+    return Pipeline([*steps, (str(last["name"]), _build_one(last, last["class"], None, arrays))])
 
 
-def _build_one(content: Any, name: Any, known: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
-    cls = _look_up(name, known, "detector" if known is DETECTORS else "transformer")
-    parts = (
-        {key: _decode(node, key, arrays) for key, node in content[part].items()} for part in ("parameters", "fitted")
-    )
+def _build_one(content: Any, name: Any, known: dict[str, Any] | None, arrays: dict[str, np.ndarray]) -> Any:
+    decode = _Decoder(arrays)
+    cls = _look_up(name, known or decode.things, "transformer" if known else "detector")
+    if not known and not (isinstance(cls, type) and issubclass(cls, Estimator)):
+        raise CheckpointError(f"{name!r:.50} is no detector")
+    parts = ({key: decode(node, key) for key, node in content[part].items()} for part in ("parameters", "fitted"))
     return _restore(cls, *parts)
 
 
 def _restore(cls: type, parameters: dict[str, Any], fitted: dict[str, Any]) -> Any:
-    known = cls().get_params(deep=False)
+    known = _settings_of(cls)
     for key in parameters:
         _look_up(key, known, f"parameter of {cls.__name__}")
     detector = cls(**parameters)
@@ -370,17 +370,16 @@ def _restore(cls: type, parameters: dict[str, Any], fitted: dict[str, Any]) -> A
         # Fitted attributes end in an underscore: no method or private part of the class can be overwritten.
         if not key.isidentifier() or key.startswith("_") or not key.endswith("_"):
             raise CheckpointError(f"no fitted attribute is called {key!r:.50}")
-        setattr(detector, key, value)
-    if fitted and cls in (KNNDetector, DTENonParametric):
-        # The search tree is a function of the rows, quickly grown, and tied to scikit-learn's version.
-        detector.index_ = NearestNeighbors().fit(detector.train_)
-    if fitted and cls in (ConsensusDetector, PictureTable):
-        detector.build_index()
+        setattr(detector, key, on_device(value) if isinstance(value, Scorer) else value)
     return detector
 
 
+def _settings_of(cls: Any) -> dict[str, Any]:
+    return dict.fromkeys(cls._get_param_names())
+
+
 def _try_out(detector: Any) -> None:
-    """Do the parts fit together? One row of zeros goes through; through a network only its shapes do, without compiling."""
+    """Do the parts fit together? One row of zeros goes through the scorer, of which only the shapes are worked out: nothing is compiled."""
     if isinstance(detector, Pipeline):
         if len(detector) == 1:
             return _try_out(detector[-1])
@@ -390,60 +389,20 @@ def _try_out(detector: Any) -> None:
                 f"the steps before the {type(detector[-1]).__name__} give rows of {seen.shape[1:]}; save it again"
             )
         return _try_out(detector[-1])
-    row = np.zeros((1, *getattr(detector, "sample_shape_", (detector.n_features_in_,))))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "X does not have valid feature names")
-        # A level of 1e300 is judged by what comes of it, not by the rounding that makes it infinite.
-        warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
-        if type(detector) is DiffusionDetector:
-            scores = jax.eval_shape(partial(_diffusion_scores, detector), _standardised(detector, row))
-        elif type(detector) in (DTECategorical, DTEInverseGamma):
-            scores = jax.eval_shape(partial(_time_scores, detector), _standardised(detector, row))
-        elif type(detector) is ConsensusDetector:
-            scores = _consensus_scores(detector, check_scoring_data(detector, row))
-        elif type(detector) is ImageDetector:
-            scores = _image_scores(detector, check_scoring_data(detector, row).astype(np.float32))
-        else:
-            scores = detector.score_samples(row)
-    if scores.shape != (1,) or not math.isfinite(detector.offset_):
+    shape = tuple(getattr(detector, "sample_shape_", (detector.n_features_in_,)))
+    row = np.zeros((1, *shape))
+    if detector.scorer_ is None:
+        found = detector.score_samples(row)
+    else:
+        scale = detector.standardiser_
+        seen = scale(row)
+        sound = seen.shape == row.shape and np.isfinite(scale.mean).all() and np.isfinite(scale.scale).all()
+        if not sound or not (scale.scale > 0).all() or not scale.farthest > 0:
+            raise CheckpointError(f"the scale of the {type(detector).__name__} does not fit its rows; save it again")
+        found = jax.eval_shape(detector.scorer_, jax.ShapeDtypeStruct(row.shape, jnp.float32))
+        if tells_where(detector.scorer_):
+            where = jax.eval_shape(detector.scorer_.where, jax.ShapeDtypeStruct(row.shape, jnp.float32))
+            if where.shape[:1] != (1,) or not math.isfinite(detector.where_threshold_):
+                raise CheckpointError(f"the {type(detector).__name__} does not say where; save it again")
+    if found.shape != (1,) or not math.isfinite(detector.offset_):
         raise CheckpointError(f"the {type(detector).__name__} does not give one number per row; save it again")
-
-
-def _standardised(detector, row):
-    return detector.standardiser_(check_scoring_data(detector, row))
-
-
-def _diffusion_scores(detector, rows):
-    key = jax.random.wrap_key_data(jnp.asarray(detector.score_key_))
-    levels = detector.levels_.to(jnp.float32)
-    by_level = detector.scorer(key, detector.denoiser(), rows, levels, draws=detector.draws)
-    return detector.aggregate_.apply(by_level, detector.statistics_)
-
-
-def _image_scores(detector, rows):
-    if detector.network_ is not None:
-        maps, errors = jax.eval_shape(detector.measure, _standardised(detector, rows))
-        detector.combine(np.zeros(maps.shape), np.zeros(errors.shape))
-    by_look = [
-        _consensus_scores(detector.tables_[name], check_scoring_data(detector.tables_[name], look))
-        for name, look in detector.looks(rows).items()
-    ]
-    return np.mean(by_look, axis=0)
-
-
-def _consensus_scores(detector, rows):
-    rows = detector._standardise(rows)
-    distances = [views.distances(detector.views_, detector.index_[0], rows)]
-    for params, known in zip(detector.params_, detector.known_, strict=True):
-        seen = jax.eval_shape(partial(represent, params, network=detector.network_), rows)
-        if seen.shape != (known.shape[1], len(rows)):
-            raise CheckpointError(
-                f"a network gives {seen.shape[0]} features where {known.shape[1]} are stored; save it again"
-            )
-        distances.append(np.zeros((2, len(rows))))
-    return detector._combine(np.concatenate(distances), range(len(detector.params_)))
-
-
-def _time_scores(detector, rows):
-    output = detector.network_.apply({"params": detector.params_}, rows)
-    return output.reshape(1, detector.network_.outputs)[:, 0]

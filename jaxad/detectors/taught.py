@@ -1,5 +1,6 @@
 """The cycle as an estimator: a detector, and a head trained on generated anomalies where that is shown to help."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -7,17 +8,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.base import BaseEstimator, clone
-from sklearn.neighbors import NearestNeighbors
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+from sklearn.base import clone
 from sklearn.utils import check_random_state
 
-from jaxad import noise, scoring
+from jaxad import noise, sampling, scoring
 from jaxad.denoisers import MLP
-from jaxad.denoising import make_denoiser
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.diffusion import DiffusionDetector
-from jaxad.detectors.estimator import ThresholdMixin, check_scoring_data, check_training_data
-from jaxad.detectors.fitting import Standardiser, score_in_batches
+from jaxad.detectors.estimator import (
+    FARTHEST,
+    Estimator,
+    Learned,
+    Standardiser,
+    apply,
+    check_training_data,
+    in_batches,
+    rescaled,
+)
+from jaxad.detectors.scorer import Scorer, root
+from jaxad.detectors.search import known as known_rows
+from jaxad.detectors.search import squared_distances
 from jaxad.generation import Generated, Kind, check_examples, cycle, nng_mix, quality, several
 from jaxad.metrics import calibration
 
@@ -40,17 +52,97 @@ FARTHEST_FEATURE = 10.0
 """Features are clipped there; they are on a scale of 1."""
 
 
-@partial(jax.jit, static_argnames=("network", "prediction"))
-def _errors(params, key, rows, *, network, prediction):
-    """Denoising error of every row at the levels of the head's features, ``[levels, rows]``."""
-    denoise = make_denoiser(network, params, prediction)
-    return scoring.denoising_error(key, denoise, rows, FEATURE_LEVELS.to(rows.dtype), draws=2)
+class Headed(Scorer):
+    """What is learned from anomalies: a direction, a head, both, of columns and denoising errors; their mean with the first detector's."""
+
+    first: Any
+    first_scale: Float[Array | np.ndarray, "..."]
+    """Centre and spread of its scores, as of the others'."""
+    features: "Features"
+    parts: tuple[tuple[Any, Any], ...]
+    """Each a direction ``[features]`` or the parameters of a head, and its scale."""
+
+    def __call__(self, rows: Float[Array, "batch columns"]) -> Float[Array, " batch"]:
+        """The mean of all places on the common scale."""
+        seen = self.features(rows)
+        places = [place(self.first(rows), self.first_scale)]
+        places += [place(asked(part, seen), scale) for part, scale in self.parts]
+        return jnp.mean(jnp.stack(places), axis=0)
 
 
-@partial(jax.jit, static_argnames=("network", "prediction", "guided"))
-def _generate(params, key, rows, normals, strength, *, network, prediction, guided):
-    denoise = make_denoiser(network, params, prediction)
-    variance_key, score_key, made_key = jax.random.split(key, 3)
+class Features(Scorer):
+    """Columns, and if there is a denoiser the logarithm of its error at every level, standardised: ``[batch, columns + levels]``."""
+
+    denoiser: Any
+    """A ``DenoisingScore`` at the levels of the features, or None."""
+    mean: Float[Array | np.ndarray, "..."]
+    scale: Float[Array | np.ndarray, "..."]
+    """Of the logarithms."""
+
+    def __call__(self, rows: Float[Array, "batch columns"]) -> Float[Array, "batch features"]:
+        """Features on a scale of about 1."""
+        found = rows
+        if self.denoiser is not None:
+            errors = (log_errors(self.denoiser, rows) - self.mean[None]) / self.scale[None]
+            found = jnp.concatenate([rows, errors], axis=1)
+        return jnp.clip(found, -FARTHEST_FEATURE, FARTHEST_FEATURE)
+
+
+def log_errors(denoiser, rows):
+    """``[batch, levels]``."""
+    return jnp.log(denoiser.by_level(rows) + 1e-6).T
+
+
+def place(score, scale):
+    """``cycle.Scale`` of a score."""
+    return jnp.arcsinh(2 * (score - scale[0]) / scale[1])
+
+
+def asked(part, features):
+    """Of features, a direction's or a head's score."""
+    return cycle.head_logits(part, features) if isinstance(part, list) else features @ part
+
+
+def make_anomalies(
+    denoiser: Any,
+    scale: Standardiser,
+    count: int,
+    *,
+    seed: int = 0,
+    strength: float = 1.0,
+    normals: np.ndarray | None = None,
+) -> Generated:
+    """``count`` anomalies of the kinds of the cycle, in the units of the data, unfiltered; ``[count, features]``, numpy arrays.
+
+    Args:
+        denoiser: what has ``denoiser()``: the scorer of a ``DiffusionDetector``, a ``ConsensusDetector`` or a ``CycleDetector``.
+        scale: of the rows that the denoiser knows.
+        strength: 1 is the middle of each kind's range.
+        normals: normal rows to begin from, standardised; None: rows that the denoiser makes of noise.
+
+    Raises:
+        ValueError: fewer rows than kinds, a strength that is not in (0, 10].
+    """
+    if not 0 < strength <= 10:
+        raise ValueError(f"a strength lies in (0, 10], 1 is the middle of each kind's range, got {strength}")
+    key = jax.random.key(seed)
+    if normals is None:
+        shape = (min(max(count, 500), MOST_ROWS), len(scale.mean))
+        normals = np.asarray(apply(Partial(_sampled, denoiser, jax.random.fold_in(key, 1)), jnp.zeros(shape)))
+    made = _made(denoiser, key, jnp.asarray(np.resize(normals, (count, normals.shape[1]))), normals, strength)
+    return made._replace(x=scale.undo(made.x))
+
+
+def _made(denoiser, key, rows, normals, strength) -> Any:
+    # A band of p-values needs 39 rows to have one in it.
+    make = _guided if len(normals) >= 40 else _unguided
+    function = Partial(make, denoiser, jax.random.key_data(key), jnp.asarray(normals[:500]), np.float32(strength))
+    return jax.tree.map(np.asarray, apply(function, rows))
+
+
+def _guided(denoiser, key_data, normals, strength, rows, guided=True):
+    denoise = denoiser.denoiser()
+    variance_key, score_key, made_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
 
     def score(rows):
         errors = scoring.denoising_error(score_key, denoise, rows, FEATURE_LEVELS.to(rows.dtype))
@@ -61,9 +153,20 @@ def _generate(params, key, rows, normals, strength, *, network, prediction, guid
     return several(made_key, rows, list(made.values()))
 
 
-@partial(jax.jit, static_argnames=("network", "prediction"))
-def _reconstructed(params, key, rows, *, network, prediction):
-    return cycle.reconstructed(key, make_denoiser(network, params, prediction), rows)
+def _unguided(denoiser, key_data, normals, strength, rows):
+    return _guided(denoiser, key_data, normals, strength, rows, guided=False)
+
+
+def _sampled(denoiser, key, like):
+    """Rows made of noise, as many as ``like`` has."""
+    noise_key, path_key = jax.random.split(key)
+    path = cycle.PATH.to(like.dtype)
+    noisy = jnp.asarray(path.sigma)[-1] * jax.random.normal(noise_key, like.shape, like.dtype)
+    return sampling.ancestral(path_key, denoiser.denoiser(), noisy, path)
+
+
+def _reconstructed(denoiser, key, rows):
+    return cycle.reconstructed(key, denoiser.denoiser(), rows)
 
 
 def _fresh(detector) -> Any:
@@ -147,11 +250,7 @@ class _Known(NamedTuple):
         return found
 
 
-_train_heads = jax.jit(cycle.train_heads)
-_head_logits = jax.jit(cycle.head_logits)
-
-
-class CycleDetector(ThresholdMixin, BaseEstimator):
+class CycleDetector(Estimator):
     """A detector that generates anomalies, learns from the hard ones, and keeps what it learned only if that helps.
 
     ``fit`` sets a fifth of the normal rows aside; a detector and a denoiser are fitted on the rest. Each round generates anomalies of up
@@ -212,40 +311,29 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             check_examples(few, X)
         rng = check_random_state(self.random_state)
         base: Any = ConsensusDetector(random_state=0) if self.detector is None else self.detector
-        if not isinstance(base, ThresholdMixin):
+        if not isinstance(base, Estimator):
             raise ValueError(
                 f"the cycle needs the scores of held-out normal rows, which {type(base).__name__} does not keep; "
                 "take a detector of jaxad"
             )
         self.rounds_, self.accepted_, self.known_gain_ = [], False, None
-        for name in ("denoiser_", "standardiser_", "direction_", "head_"):  # of an earlier fit
+        for name in ("denoiser_", "columns_", "direction_", "head_"):  # of an earlier fit
             vars(self).pop(name, None)
         self.first_ = _fresh(base).fit(X)
+        if self.first_.scorer_ is None:
+            raise ValueError(f"the cycle needs a detector that scores a row by itself, {base!r:.100} does not")
+        learned = None
         if len(X) < FEWEST_ROWS:
             said = ""
             if few is not None and len(few) > 1 and len(X) >= FEWEST_FOR_DIRECTION:
-                said = self._learn_direction_of_few_rows(X, few, base, rng)
+                learned, said = self._learn_direction_of_few_rows(X, few, base, rng)
             alone = "" if self.accepted_ else ": the first detector stands alone"
             self.reason_ = f"{said}the cycle needs {FEWEST_ROWS} normal rows, got {len(X)}{alone}"
         else:
-            self._cycle(X, few, base, rng)
-        if not self.accepted_:
-            self._calibrate_on(self.first_.calibration_scores_)
-        return self
-
-    def score_samples(self, X) -> np.ndarray:
-        """Larger = more normal, ``[rows]``: the first detector's score, or minus its mean with what was accepted, on a common scale."""
-        X = check_scoring_data(self, X)
-        first = self.first_.score_samples(X)
-        if not self.accepted_:
-            return first
-        parts = []
-        if hasattr(self, "direction_"):
-            parts.append(_Part(partial(_along, self.direction_), cycle.Scale(*self.direction_scale_)))
-        if hasattr(self, "head_"):
-            parts.append(_Part(partial(self._logits, self.head_), cycle.Scale(*self.head_scale_)))
-        seen = _Rows(cycle.Scale(*self.first_scale_)(-first), self._features(X))
-        return -_scores(seen, parts).mean(axis=0)
+            learned = self._cycle(X, few, base, rng)
+        if learned is None:
+            learned = Learned(self.first_.standardiser_, self.first_.scorer_, -self.first_.calibration_scores_)
+        return self._keep(learned)
 
     def generate(self, count: int, *, seed: int = 0, strength: float = 1.0) -> Generated:
         """``count`` anomalies of the kinds of the cycle, in the columns' own units, unfiltered; ``[count, features]``, numpy arrays.
@@ -255,15 +343,12 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         """
         if not hasattr(self, "denoiser_"):
             raise ValueError(f"there is no denoiser to generate from: {self.reason_}")
-        if not 0 < strength <= 10:
-            raise ValueError(f"a strength lies in (0, 10], 1 is the middle of each kind's range, got {strength}")
-        rows = jnp.asarray(np.resize(self.normals_, (count, self.n_features_in_)))
-        made = self._made(jax.random.key(seed), rows, strength)
-        return made._replace(x=self._in_units(np.asarray(made.x)))
+        of = self.denoiser_.scorer_, self.columns_
+        return make_anomalies(*of, count, seed=seed, strength=strength, normals=self.normals_)
 
     # ------------------------------------------------------------------------------------------------------------ in fit
 
-    def _cycle(self, X, few, base, rng):
+    def _cycle(self, X, few, base, rng) -> Learned | None:
         stage = self._stage(X, base, rng)
         key = jax.random.key(rng.randint(2**31 - 1))
         known = None if few is None else _Known.of(few, stage)
@@ -296,12 +381,11 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             reason = f"fewer than two kinds of anomalies were hard and new in round {len(self.rounds_)}"
         reason = said + reason
         self.accepted_ = bool(trusted)
-        if trusted:
-            self.first_scale_ = tuple(cycle.Scale.fit(-self.first_.calibration_scores_))
-            self._calibrate_on(-_scores(stage.held_out, trusted).mean(axis=0))
-        else:
-            reason += ": the first detector stands alone"
-        self.reason_ = reason
+        self.reason_ = reason if trusted else f"{reason}: the first detector stands alone"
+        if not trusted:
+            return None
+        scale = cycle.Scale.fit(-self.first_.calibration_scores_)
+        return self._with_first(scale, _scores(stage.held_out, trusted).mean(axis=0))
 
     def _stage(self, X, base, rng) -> "_Stage":
         """A fifth of the rows set aside, and the detector and the denoiser of the others."""
@@ -316,10 +400,11 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             verbose=self.verbose,
         ).fit(train)
         train, held_out = train[:MOST_ROWS], held_out[:MOST_ROWS]
-        self.standardiser_ = self.denoiser_.standardiser_
-        self.normals_, normals = self.standardiser_(held_out), self.standardiser_(train)
-        errors = np.log(self._errors(normals) + 1e-6)
-        self.error_mean_, self.error_scale_ = errors.mean(axis=1), errors.std(axis=1) + 1e-6
+        self.columns_ = self.denoiser_.standardiser_
+        self.normals_, normals = self.columns_(held_out), self.columns_(train)
+        of = dataclasses.replace(self.denoiser_.scorer_, levels=FEATURE_LEVELS.to(jnp.float32))
+        errors = in_batches(Partial(log_errors, of), normals)
+        self.features_ = Features(of, errors.mean(axis=0), errors.std(axis=0) + 1e-6)
         scale = cycle.Scale.fit(-inner.calibration_scores_)
 
         def seen(rows) -> _Rows:
@@ -355,9 +440,9 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         said = f"the direction to the known anomalies adds {self.known_gain_:.4f} +- {twice_its_error:.4f} on those left out"
         return kept, f"{said} and is {'kept' if kept else 'left out'}; "
 
-    def _learn_direction_of_few_rows(self, X, few, base, rng) -> str:
+    def _learn_direction_of_few_rows(self, X, few, base, rng) -> tuple[Learned | None, str]:
         """The same where no row can be set aside: each is scored by a detector and by directions that were fitted without its fold."""
-        self.standardiser_ = Standardiser.fit(X)
+        self.columns_, self.features_ = Standardiser.fit(X), Features(None, np.zeros(0), np.ones(0))
         features, known = self._features(X), self._features(few)
         folds = np.array_split(rng.permutation(len(X)), ROW_FOLDS)
         scale = cycle.Scale.fit(-self.first_.calibration_scores_)
@@ -379,24 +464,44 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             both = np.stack([known_first, its_scale(known @ direction)])
             gains += [cycle.gain(normal, both[:, [i]]) for i in fold]
         self.accepted_, said = self._is_kept(gains)
-        if self.accepted_:
-            self.direction_, its_scale, normal = learned(known)
-            self.first_scale_, self.direction_scale_ = tuple(scale), tuple(its_scale)
-            self._calibrate_on(-normal.mean(axis=0))
-        return said
+        if not self.accepted_:
+            return None, said
+        self.direction_, its_scale, normal = learned(known)
+        self.direction_scale_ = tuple(its_scale)
+        return self._with_first(scale, normal.mean(axis=0)), said
+
+    def _with_first(self, scale, normal) -> Learned:
+        """The scorer of the first detector and all that was accepted beside it."""
+        parts = [
+            (getattr(self, f"{name}_"), np.array(getattr(self, f"{name}_scale_"), np.float32))
+            for name in ("direction", "head")
+            if hasattr(self, f"{name}_")
+        ]
+        own = self.first_.standardiser_
+        # Rows come as the first detector takes them, to the bit: it may rank values, and ties with those of training are to stay ties.
+        # If it takes them as they are, they come standardised all the same, or the direction would see float32's digits of a time stamp.
+        as_they_are = not own.mean.any() and (own.scale == 1).all()
+        given = self.columns_ if as_they_are else own._replace(farthest=max(own.farthest, FARTHEST))
+        scorer = Headed(
+            rescaled(self.first_.scorer_, own, given),
+            np.array(scale, np.float32),
+            rescaled(self.features_, self.columns_, given),
+            tuple((part.astype(np.float32) if isinstance(part, np.ndarray) else part, at) for part, at in parts),
+        )
+        return Learned(given, scorer, normal)
 
     def _round(self, stage, known, trusted, judges, strength, key) -> "_Found | None":
         """Generate, keep, learn, judge; what there is to say of it goes to ``rounds_``. None if there was nothing to learn from."""
         made_key, mix_key, head_key, back_key = jax.random.split(key, 4)
         normals = stage.normals
         rows = jnp.asarray(np.resize(normals, (GENERATED_ROWS, normals.shape[1])))
-        made = jax.tree.map(np.asarray, self._made(made_key, rows, strength))
-        seen = stage.seen(self._in_units(made.x))
+        made = _made(self.denoiser_.scorer_, made_key, rows, self.normals_, strength)
+        seen = stage.seen(self.columns_.undo(made.x))
         base = _scores(stage.held_out, judges).mean(axis=0) if judges else stage.calibration
         p = calibration.p_values(-base, -_scores(seen, judges).mean(axis=0))
-        search = NearestNeighbors(n_neighbors=2).fit(normals)
-        usual = search.kneighbors(normals)[0][:, 1]
-        kept = cycle.keep(p, search.kneighbors(made.x, n_neighbors=1)[0][:, 0], usual, made.kind)
+        near = Partial(_nearest_distance, known_rows(normals))
+        usual = in_batches(Partial(_nearest_other, known_rows(normals)), np.arange(len(normals))[:, None])
+        kept = cycle.keep(p, in_batches(near, made.x), usual, made.kind)
         weights = cycle.balance(made.kind, kept)
         kinds = sorted({int(code) for code in made.kind[weights > 0]})
         row: dict[str, Any] = {
@@ -412,9 +517,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         shown, shares = seen.features, np.stack(members)
         if known is not None:
             shown, shares = self._with_known(seen.features, members, known, stage, mix_key)
-        heads = _train_heads(
-            head_key, jnp.asarray(stage.features), jnp.asarray(shown), jnp.asarray(shares, jnp.float32)
-        )
+        learn = Partial(cycle.train_heads, head_key, jnp.asarray(stage.features), jnp.asarray(shown))
+        heads = apply(learn, jnp.asarray(shares, jnp.float32))
         each = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), heads) for i in range(len(shares))]
         parts = [_Part.of(partial(self._logits, head), stage) for head in each]
         gains = {
@@ -430,8 +534,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             on_known = known.gains(stage, parts[1 + len(kinds) :])
             gain = cycle.sure_gain(on_known)
             row |= {"known_gain": float(np.mean(on_known)), "sure_known_gain": gain}
-        back = _reconstructed(self.denoiser_.params_, back_key, jnp.asarray(self.normals_), **self._closed())
-        back = stage.seen(self._in_units(np.asarray(back)))
+        back = apply(Partial(_reconstructed, self.denoiser_.scorer_, back_key), jnp.asarray(self.normals_))
+        back = stage.seen(self.columns_.undo(np.asarray(back)))
         row["artefact"] = cycle.artefact(parts[0](stage.held_out.features), parts[0](back.features))
         # What the first detector, which has never met the generator, sees in them too is no artefact but a coarse denoiser.
         row["artefact_first"] = cycle.artefact(stage.held_out.first, back.first)
@@ -444,8 +548,8 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
         pieces = []
         for fold, mix_key in zip(without, jax.random.split(key, len(without)), strict=True):
             left = np.delete(known.rows, np.asarray(fold, int), axis=0)
-            mixes = nng_mix(mix_key, jnp.asarray(self.standardiser_(left)), normals, 128).x
-            pieces.append(self._features(np.concatenate([left, self._in_units(np.asarray(mixes))])))
+            mixes = nng_mix(mix_key, jnp.asarray(self.columns_(left)), normals, 128).x
+            pieces.append(self._features(np.concatenate([left, self.columns_.undo(np.asarray(mixes))])))
         ends = len(features) + np.cumsum([0, *map(len, pieces)])
         weights = []
         # The kinds' members learn from all known anomalies: it is a kind that they have not seen. The folds' from all kinds.
@@ -459,36 +563,20 @@ class CycleDetector(ThresholdMixin, BaseEstimator):
             weights.append(full)
         return np.concatenate([features, *pieces]), np.stack(weights)
 
-    def _in_units(self, rows) -> np.ndarray:
-        """Standardised rows in the columns' own units."""
-        return rows.astype(np.float64) * self.standardiser_.scale + self.standardiser_.mean
-
-    # ---------------------------------------------------------------------------------------------------------- features
-
-    def _closed(self):
-        return {"network": self.denoiser_.network_, "prediction": self.denoiser_.prediction_}
-
-    def _made(self, key, rows, strength):
-        # A band of p-values needs 39 rows to have one in it.
-        guided = len(self.normals_) >= 40
-        normals = jnp.asarray(self.normals_[:500])
-        return _generate(self.denoiser_.params_, key, rows, normals, strength, guided=guided, **self._closed())
-
-    def _errors(self, rows):
-        key = jax.random.wrap_key_data(jnp.asarray(self.denoiser_.score_key_))
-        return score_in_batches(partial(_errors, self.denoiser_.params_, key, **self._closed()), rows)
-
     def _features(self, X):
         """``[rows, columns + levels]``: standardised columns, and the logarithm of the denoising error at every level, standardised.
 
         Columns alone where there is no denoiser.
         """
-        rows = self.standardiser_(X)
-        if not hasattr(self, "denoiser_"):
-            return np.clip(rows, -FARTHEST_FEATURE, FARTHEST_FEATURE)
-        errors = (np.log(self._errors(rows) + 1e-6) - self.error_mean_[:, None]) / self.error_scale_[:, None]
-        found = np.concatenate([rows, errors.T], axis=1)
-        return np.clip(found, -FARTHEST_FEATURE, FARTHEST_FEATURE).astype(np.float32)
+        return in_batches(self.features_, X, prepare=self.columns_)
 
     def _logits(self, head, features):
-        return score_in_batches(lambda rows: _head_logits(head, rows), features)
+        return in_batches(Partial(cycle.head_logits, head), features)
+
+
+def _nearest_distance(among, rows):
+    return root(squared_distances(among, rows, 1)[:, 0])
+
+
+def _nearest_other(among, own):
+    return root(squared_distances(among, among.rows[own[:, 0]], 1, own[:, 0])[:, 0])

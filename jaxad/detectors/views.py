@@ -9,13 +9,15 @@
 The first three see empty regions between normal rows, the fourth broken dependencies, the fifth odd single values.
 """
 
-from typing import NamedTuple
-
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from sklearn.covariance import ledoit_wolf
-from sklearn.neighbors import NearestNeighbors
 
-from jaxad.detectors.neighbours import squared_distances
+from jaxad.detectors.estimator import in_batches
+from jaxad.detectors.scorer import Scorer, root, static
+from jaxad.detectors.search import Known, known, padded_size, squared_distances
 
 NAMES = ("nearest", "whitened", "ranks", "conditional", "columns")
 
@@ -24,112 +26,129 @@ MOST_SCALE_ROWS = 2048
 """Reference rows, left out one by one, that the scale of the columns' isolation is taken from."""
 
 
-class Views(NamedTuple):
-    """All five, fitted: arrays only. Rows are standardised ones."""
+class Views(Scorer):
+    """All five, fitted, of standardised rows; called, it is their mean."""
 
-    reference: np.ndarray
-    """Training rows, [rows, features], float32."""
-    mean: np.ndarray
-    whitening: np.ndarray
+    nearest: Known
+    whitened: Known
+    ranks: Known
+    """The training rows as each of the three sees them."""
+    columns: Float[Array | np.ndarray, "..."]
+    """Training values, [features, rows], each column sorted; infinite behind the last one."""
+    rows: Float[Array | np.ndarray, ""]
+    """Their number."""
+    mean: Float[Array | np.ndarray, "..."]
+    whitening: Float[Array | np.ndarray, "..."]
     """[features, features]: ``(x - mean) @ whitening`` has about unit covariance."""
-    residual: np.ndarray
+    residual: Float[Array | np.ndarray, "..."]
     """[features, features]: ``(x - mean) @ residual`` are the conditional residuals over their spread."""
-    column_centre: np.ndarray
-    column_scale: np.ndarray
+    column_centre: Float[Array | np.ndarray, "..."]
+    column_scale: Float[Array | np.ndarray, "..."]
+    column_neighbours: int = static()
+
+    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
+        """The mean of the five distances."""
+        return jnp.mean(self.distances(rows), axis=0)
+
+    def distances(self, rows: Float[Array, "batch features"]) -> Float[Array, "5 batch"]:
+        """The five distances of rows that are not in the reference (a row that is finds itself)."""
+        centred = rows - self.mean[None]
+        low, high = (_places(self.columns, rows, side) for side in ("left", "right"))
+        seen = (rows, centred @ self.whitening, ((low + high) / (2 * self.rows)).T)
+        nearest = [
+            root(squared_distances(among, x, 1)[:, 0])
+            for among, x in zip((self.nearest, self.whitened, self.ranks), seen, strict=True)
+        ]
+        conditional = jnp.mean(jnp.abs(centred @ self.residual), axis=1)
+        isolation = isolation_in_columns(self.columns, rows, low, self.column_neighbours)
+        isolated = jnp.arcsinh((isolation - self.column_centre[:, None]) / self.column_scale[:, None])
+        return jnp.stack([*nearest, conditional, jnp.mean(isolated, axis=0)])
 
 
-class Index(NamedTuple):
-    """Search structures that follow from ``Views`` and are not worth storing."""
-
-    columns: np.ndarray
-    """The reference's columns, each sorted, [features, rows]."""
-    searches: tuple
-    """(rows as the view sees them, fitted search) for nearest, whitened and ranks."""
+def _places(columns, rows, side):
+    """Where the values of rows [batch, features] would be inserted in their columns: [features, batch]."""
+    return jax.vmap(lambda column, values: jnp.searchsorted(column, values, side=side))(columns, rows.T)
 
 
-def fit_views(reference: np.ndarray) -> Views:
-    """Learn the five views from standardised rows [rows, features]."""
+def isolation_in_columns(columns, rows, places, neighbours: int, own: int = 0) -> Float[Array, "features batch"]:
+    """Mean distance of every value to the nearest few of its sorted column; with ``own=1`` one value equal to it is left out.
+
+    ``places`` is where they would be inserted, from the left. The nearest values lie side by side, so their sum is the least over the
+    windows of so many values around that place.
+    """
+    count = neighbours + own
+    around = jnp.arange(-count, count + 1)
+    index = places[:, :, None] + around[None, None]
+    values = jax.vmap(lambda column, index: column[jnp.clip(index, 0, len(column) - 1)])(columns, index)
+    outside = (index < 0) | (index >= columns.shape[1])
+    gaps = jnp.where(outside, jnp.inf, jnp.abs(values - rows.T[:, :, None]))
+    sums = jnp.stack([jnp.sum(gaps[..., start : start + count], axis=-1) for start in range(count + 2)])
+    return jnp.min(sums, axis=0) / neighbours
+
+
+def fit_views(reference: np.ndarray, size: int | None = None) -> Views:
+    """Learn the five views from standardised rows [rows, features], padded to ``size`` (``search.padded_size``)."""
     reference = np.asarray(reference, np.float32)
+    count, features = reference.shape
+    size = padded_size(count) if size is None else size
     mean = reference.mean(axis=0, dtype=np.float64)
     # One row (two training rows, one held out) has no covariance to estimate.
-    few = len(reference) < 2
-    covariance = np.eye(reference.shape[1]) if few else ledoit_wolf(reference.astype(np.float64))[0]
+    few = count < 2
+    covariance = np.eye(features) if few else ledoit_wolf(reference.astype(np.float64))[0]
     eigenvalues, vectors = np.linalg.eigh(covariance)
     average = max(float(eigenvalues.mean()), 1e-12)
     eigenvalues = np.maximum(eigenvalues, 0.0)
     # A ridge of the mean eigenvalue for distances, a hundredth of it for residuals, which live in the small directions.
-    whitening = vectors / np.sqrt(eigenvalues + average)
+    whitening = (vectors / np.sqrt(eigenvalues + average)).astype(np.float32)
     precision = (vectors / (eigenvalues + 0.01 * average)) @ vectors.T
     residual = precision / np.sqrt(np.diag(precision))
-    views = Views(
-        reference,
-        mean.astype(np.float32),
-        whitening.astype(np.float32),
-        residual.astype(np.float32),
-        np.zeros(reference.shape[1], np.float32),
-        np.ones(reference.shape[1], np.float32),
-    )
-    if few:
-        return views
     columns = np.sort(reference.T, axis=1)
-    sample = np.arange(len(reference))
-    if len(sample) > MOST_SCALE_ROWS:
-        sample = np.random.default_rng(0).choice(len(reference), MOST_SCALE_ROWS, replace=False)
-    isolation = _column_isolation(columns, reference[sample], own=True)
-    centre, scale = centre_and_scale(isolation, 0.9)
-    return views._replace(column_centre=centre.astype(np.float32), column_scale=scale.astype(np.float32))
-
-
-def index_views(views: Views) -> Index:
-    """Sort the columns and build the searches: a function of the arrays alone."""
-    columns = np.sort(views.reference.T, axis=1)
-    spaces = _spaces(views, columns, views.reference)
-    return Index(columns, tuple((space, NearestNeighbors(n_neighbors=1).fit(space)) for space in spaces))
-
-
-def _spaces(views: Views, columns: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The rows as nearest, whitened and ranks see them."""
-    return x, (x - views.mean) @ views.whitening, _ranks(columns, x)
-
-
-def distances(views: Views, index: Index, rows: np.ndarray) -> np.ndarray:
-    """The five distances, [5, rows], of rows that are not in the reference (a row that is finds itself)."""
-    x = np.asarray(rows, np.float32)
-    spaces = _spaces(views, index.columns, x)
-    isolation = _column_isolation(index.columns, x, own=False)
-    return np.stack(
+    ranks = np.stack(
         [
-            *(
-                np.sqrt(squared_distances(known, search, space, 1)[:, 0])
-                for (known, search), space in zip(index.searches, spaces, strict=True)
-            ),
-            np.abs((x - views.mean) @ views.residual).mean(axis=1),
-            np.arcsinh((isolation - views.column_centre) / views.column_scale).mean(axis=1),
+            np.searchsorted(column, x, "left") + np.searchsorted(column, x, "right")
+            for column, x in zip(columns, reference.T, strict=True)
         ]
-    ).astype(np.float64)
+    ).T / (2 * count)
+    mean = mean.astype(np.float32)
+    padded = np.concatenate([columns, np.full((features, size - count), np.inf, np.float32)], axis=1)
+    neighbours = min(COLUMN_NEIGHBOURS, count)
+    centre, scale = np.zeros(features), np.ones(features)
+    if not few:
+        sample = np.arange(count)
+        if count > MOST_SCALE_ROWS:
+            sample = np.random.default_rng(0).choice(count, MOST_SCALE_ROWS, replace=False)
+        alone = IsolationLeftOut(padded, min(COLUMN_NEIGHBOURS, count - 1))
+        centre, scale = centre_and_scale(in_batches(alone, reference[sample]), 0.9)
+    return Views(
+        known(reference, size),
+        known((reference - mean) @ whitening, size),
+        known(ranks, size),
+        padded,
+        np.float32(count),
+        mean,
+        whitening,
+        residual.astype(np.float32),
+        centre.astype(np.float32),
+        scale.astype(np.float32),
+        neighbours,
+    )
 
 
-def _ranks(columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Mid-ranks in [0, 1] within the reference's columns, [rows, features]."""
-    ranks = np.empty(rows.shape, np.float32)
-    for j, column in enumerate(columns):
-        ranks[:, j] = np.searchsorted(column, rows[:, j], "left") + np.searchsorted(column, rows[:, j], "right")
-    return ranks / (2 * columns.shape[1])
+class IsolationLeftOut(Scorer):
+    """How isolated are the values of a training row, itself left out?"""
+
+    columns: Float[Array | np.ndarray, "..."]
+    neighbours: int = static()
+
+    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
+        """By column."""
+        places = _places(self.columns, rows, "left")
+        return isolation_in_columns(self.columns, rows, places, self.neighbours, own=1).T
 
 
-def _column_isolation(columns: np.ndarray, rows: np.ndarray, *, own: bool) -> np.ndarray:
-    """Mean distance to the nearest few values of the same column, [rows, features]; with ``own`` one value equal to it is left out."""
-    count = columns.shape[1]
-    k = min(COLUMN_NEIGHBOURS, count - own)
-    # The k + 1 nearest values lie within k + 1 places of where the value would be inserted.
-    window = np.arange(-k - 1, k + 1)
-    isolation = np.empty(rows.shape, np.float32)
-    for j, column in enumerate(columns):
-        places = np.searchsorted(column, rows[:, j])[:, None] + window
-        gaps = np.abs(column[np.clip(places, 0, count - 1)] - rows[:, j, None])
-        gaps[(places < 0) | (places >= count)] = np.inf
-        isolation[:, j] = np.sort(gaps, axis=1)[:, int(own) : k + int(own)].mean(axis=1)
-    return isolation
+def rows_of_distances(views: Views, rows) -> Float[Array, "batch 5"]:
+    """``views.distances`` with rows first, as ``in_batches`` wants it."""
+    return views.distances(rows).T
 
 
 def centre_and_scale(normal: np.ndarray, quantile: float) -> tuple[np.ndarray, np.ndarray]:

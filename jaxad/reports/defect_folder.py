@@ -17,7 +17,6 @@ from jaxad.data import read_defects, read_folder
 from jaxad.data.images import ImageDataset
 from jaxad.detectors import defects
 from jaxad.detectors.defects import STRENGTHS, Defects
-from jaxad.detectors.image import ImageDetector
 from jaxad.reports.page import html_table, write_page
 from jaxad.reports.picture_page import CSS, gray_to_rgb, overlay, picture_table, unit
 from jaxad.reports.tables import Cell, Table
@@ -102,7 +101,7 @@ def write_defects(
         "model": {
             "name": model,
             "detector": type(detector).__name__,
-            "denoiser": " ".join(repr(detector.network_).split()),
+            "denoiser": " ".join(repr(detector.scorer_.pixels.errors.network).split()),
         },
         "seed": seed,
         "steps": len(defects.PATH),
@@ -190,9 +189,7 @@ def _by_kind(made: Defects) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------- the page
 
 
-def _body(
-    detector: ImageDetector, test: ImageDataset, made: Defects, files: list[str], card: dict[str, Any], most: int
-) -> str:
+def _body(detector: Any, test: ImageDataset, made: Defects, files: list[str], card: dict[str, Any], most: int) -> str:
     levels = list(dict.fromkeys(float(strength) for strength in made.strengths))
     table = Table(
         ["kind", "pictures", *(f"strength {strength:g}" for strength in levels)],
@@ -224,7 +221,7 @@ def _body(
                 "with a defect": gray_to_rgb(shown),
                 "mask": np.repeat(255 * made.masks[rows][..., None].astype(np.uint8), 3, axis=-1),
                 f"difference x {DIFFERENCE}": gray_to_rgb(np.clip(DIFFERENCE * difference, 0, 1)),
-                "map": overlay(shown, detector.score_maps(shown), detector.map_threshold_),
+                "map": overlay(shown, detector.where(shown), detector.where_threshold_),
             }
             captions = [f"{files[row]}\np = {made.p[row]:.3f}" for row in rows]
             flagged = np.mean(p <= detector.false_alarm_rate)

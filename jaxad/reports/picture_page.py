@@ -6,13 +6,14 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxad import metrics
 from jaxad.data import ImageDataset
 from jaxad.detectors.fitting import CHUNK, PATIENCE
-from jaxad.detectors.image import ImageDetector
+from jaxad.detectors.scorer import tells_where
 from jaxad.metrics import localisation
 from jaxad.reports.page import training_figure, write_page
 
@@ -24,7 +25,7 @@ def overlay(pictures, maps, threshold: float) -> np.ndarray:
     """Pictures in gray with their maps in red: uint8 ``[rows, height, width, 3]``.
 
     ``pictures [rows, height, width, channels]`` are uint8 or floats in [0, 1], ``maps [rows, height, width]`` those of
-    ``ImageDetector.score_maps`` and ``threshold`` its ``map_threshold_``: below it nothing is coloured, so a good picture stays
+    ``where`` and ``threshold`` its ``where_threshold_``: below it nothing is coloured, so a good picture stays
     blank; from there to twice the threshold the red fills in.
 
     >>> overlay(np.zeros((1, 2, 2, 1)), np.array([[[0.0, 1.0], [1.5, 2.0]]]), 1.0)[0, ..., 0].tolist()
@@ -37,7 +38,7 @@ def overlay(pictures, maps, threshold: float) -> np.ndarray:
 
 
 def write_image_report(
-    detector: ImageDetector,
+    detector: Any,
     dataset: ImageDataset,
     out_html: str | os.PathLike,
     *,
@@ -57,22 +58,22 @@ def write_image_report(
         ValueError: pictures of another size than the detector's.
         OSError: the page cannot be written.
     """
-    has_maps = detector.network_ is not None
+    has_maps = tells_where(detector.scorer_)
     scores = -(
-        detector.score_with_maps(dataset.x)[0]
+        detector.score_and_where(dataset.x)[0]
         if has_maps and dataset.masks is None
         else detector.score_samples(dataset.x)
     )
-    maps = detector.score_maps(dataset.x) if has_maps and dataset.masks is not None else None
+    maps = detector.where(dataset.x) if has_maps and dataset.masks is not None else None
     chosen = _chosen(dataset, scores, most)
     shown = dataset.x[chosen]
     columns = {"picture": gray_to_rgb(shown)}
     if has_maps:
-        for sigma in sigmas:
+        for sigma in sigmas if hasattr(detector, "reconstruct") else ():
             columns[f"rebuilt from noise {sigma:g}"] = gray_to_rgb(
                 _within(detector.reconstruct(shown, sigma), dataset.x)
             )
-        columns["map"] = overlay(shown, detector.score_maps(shown), detector.map_threshold_)
+        columns["map"] = overlay(shown, detector.where(shown), detector.where_threshold_)
     if dataset.masks is not None:
         columns["mask"] = np.repeat(255 * dataset.masks[chosen][..., None].astype(np.uint8), 3, axis=-1)
     words = [
@@ -122,12 +123,14 @@ def _facts(detector, dataset, scores, maps) -> str:
         f"{np.mean(-scores < detector.offset_):.1%} (asked for: {detector.false_alarm_rate:.0%} of normal ones)"
     )
     words = ""
-    if detector.network_ is not None:
-        facts["denoiser"] = f"{type(detector.network_).__name__}, held-out loss {min(detector.validation_losses_):.4f}"
+    pixels = getattr(detector.scorer_, "pixels", None)
+    if pixels is not None:
+        network = type(pixels.errors.network).__name__
+        facts["denoiser"] = f"{network}, held-out loss {min(detector.validation_losses_):.4f}"
         levels = ", ".join(
             f"sigma {sigma:.2f}: {weight:.2f} (AUROC {area:.2f})"
             for sigma, weight, area in zip(
-                detector.levels_.sigma, detector.level_weights_, detector.separabilities_, strict=True
+                pixels.errors.levels.sigma, pixels.weights, detector.separabilities_, strict=True
             )
         )
         words = (
@@ -137,8 +140,8 @@ def _facts(detector, dataset, scores, maps) -> str:
         )
     items = "".join(f"<div><dt>{name}</dt><dd>{html.escape(text)}</dd></div>" for name, text in facts.items())
     curve = ""
-    if detector.network_ is not None:
-        curves = {type(detector.network_).__name__: detector.validation_losses_}
+    if pixels is not None:
+        curves = {type(pixels.errors.network).__name__: detector.validation_losses_}
         curve = training_figure(curves, every=CHUNK, patience=PATIENCE)
     return f"<dl>{items}</dl>{words}{curve}"
 

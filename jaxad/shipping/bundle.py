@@ -1,7 +1,8 @@
 """Exported scorers: load a bundle that ``jaxad export`` wrote and score rows, with jax, numpy and flatbuffers alone.
 
     card.json        format, versions, what the detector is, its threshold, parity scores, SHA-256 of every file below
-    program.bin      the scorer as StableHLO, a serialized ``jax.export.Exported``: (parameters, standardised rows) -> scores
+    program.bin      the scorer as StableHLO, a serialized ``jax.export.Exported``: (parameters, standardised rows) -> anomaly scores
+    where.bin        where a row is anomalous, likewise: (parameters, standardised rows) -> [rows, *places]; of scorers that can tell
     parameters.npz   its arrays, by name
     host.npz         mean and scale of the columns, example rows, calibration scores where there are some
 
@@ -28,12 +29,13 @@ import numpy as np
 
 CARD = "card.json"
 PROGRAM = "program.bin"
+WHERE = "where.bin"
 PARAMETERS = "parameters.npz"
 HOST = "host.npz"
 FILES = (PROGRAM, PARAMETERS, HOST)
 
 FORMAT = "jaxad scorer"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_CARD_BYTES = 4 * 2**20
 """A larger card is not ours: arrays are elsewhere."""
 
@@ -64,17 +66,19 @@ class Scorer:
     Attributes:
         card: what ``card.json`` says: ``detector``, ``sample_shape``, ``columns``, ``threshold``, ``data``, ``licence``, ``metrics``.
         offset_, calibration_scores_: the threshold of ``predict`` and what ``p_values`` compares with (or None), named as in the detectors.
+        where_threshold_: what the largest value of ``where`` of a normal row stays below, but for the false alarm rate; None: cannot tell.
         parity_: largest difference between the program's scores of the example rows and the detector's, as a share of what is tolerated.
     """
 
-    def __init__(self, card: dict[str, Any], exported: jax.export.Exported, parameters: dict, host: dict):
+    def __init__(self, card: dict[str, Any], programs: dict[str, jax.export.Exported], parameters: dict, host: dict):
         self.card = card
         self.offset_: float = card["threshold"]
+        self.where_threshold_: float | None = card["where_threshold"]
         self.calibration_scores_: np.ndarray | None = host.get("calibration_scores")
         self._parameters = jax.device_put(parameters)
         self._host = host
         # One compilation per batch size: a call of the exported program outside jit would be compiled as often, and dispatched slower.
-        self._program = jax.jit(exported.call)
+        self._programs = {name: jax.jit(program.call) for name, program in programs.items()}
         self.parity_ = 0.0
 
     def __repr__(self) -> str:
@@ -89,6 +93,19 @@ class Scorer:
             ValueError: rows of another shape, other columns, NaN, infinity, text, no rows; or a score that float32 cannot hold.
         """
         return self._score(self._checked(X))
+
+    def where(self, X) -> np.ndarray:
+        """How unusual is every place of every row? ``[rows, *places]`` float32, pixels for pictures; compare with ``where_threshold_``.
+
+        Raises:
+            ValueError: a bundle that cannot tell; otherwise as ``score_samples``.
+        """
+        if self.where_threshold_ is None:
+            raise ValueError(
+                f"this bundle of a {self.card['detector']['class']} cannot tell where a row is anomalous, only how much; export a "
+                "detector that can"
+            )
+        return self._where(self._checked(X))
 
     def predict(self, X, alpha: float | None = None) -> np.ndarray:
         """Integers ``[rows]``: ``+1`` normal, ``-1`` anomalous: below ``offset_``, or with an ``alpha`` in [0, 1] ``p_values <= alpha``.
@@ -145,15 +162,7 @@ class Scorer:
         return X
 
     def _score(self, X: np.ndarray) -> np.ndarray:
-        pieces, start = [], 0
-        while start < len(X):
-            size = self._batch_size(len(X) - start)
-            piece = self._standardised(X[start : start + size])
-            start += len(piece)
-            # The last row is repeated: an ordinary input, by which nothing can overflow.
-            batch = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
-            pieces.append(np.asarray(self._program(self._parameters, batch))[: len(piece)])
-        scores = np.concatenate(pieces).astype(np.float64)
+        scores = -self._run(PROGRAM, X).astype(np.float64)
         wrong = np.flatnonzero(~np.isfinite(scores))
         if len(wrong):
             raise ValueError(
@@ -161,6 +170,20 @@ class Scorer:
                 "those of training for float32; score them with the detector itself"
             )
         return scores
+
+    def _where(self, X: np.ndarray) -> np.ndarray:
+        return self._run(WHERE, X)
+
+    def _run(self, name: str, X: np.ndarray) -> np.ndarray:
+        pieces, start = [], 0
+        while start < len(X):
+            size = self._batch_size(len(X) - start)
+            piece = self._standardised(X[start : start + size])
+            start += len(piece)
+            # The last row is repeated: an ordinary input, by which nothing can overflow.
+            batch = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
+            pieces.append(np.asarray(self._programs[name](self._parameters, batch))[: len(piece)])
+        return np.concatenate(pieces)
 
     def _batch_size(self, rows: int) -> int:
         """The least size that holds them if at most half of it were padding, else the largest that they fill: 192 rows are 128 and 64."""
@@ -171,11 +194,9 @@ class Scorer:
     def _standardised(self, X: np.ndarray) -> np.ndarray:
         """float32, computed in float64 as the detectors do: a column of time stamps would lose its digits in the program's float32."""
         farthest = self.card["farthest"]
-        with np.errstate(over="ignore"):  # a value too large for float32 shows in its score
-            if not self._host["mean"].size:
-                return X.astype(np.float32)
+        with np.errstate(over="ignore"):  # cut in the same line
             rows = (X - self._host["mean"]) / self._host["scale"]
-            return (rows if farthest is None else np.clip(rows, -farthest, farthest)).astype(np.float32)
+        return np.clip(rows, -farthest, farthest).astype(np.float32)
 
 
 def load_scorer(path: str | os.PathLike) -> Scorer:
@@ -203,10 +224,12 @@ def load_scorer(path: str | os.PathLike) -> Scorer:
     host = _read_arrays(path, HOST, contents[HOST], card["host"])
     parameters = _read_arrays(path, PARAMETERS, contents[PARAMETERS], card["parameters"])
     _check_host(path, card, host)
-    exported = _read_program(path, contents[PROGRAM], card)
+    programs = {name: _read_program(path, name, contents[name], card) for name in (PROGRAM, WHERE) if name in contents}
     try:
-        scorer = Scorer(card, exported, parameters, host)
+        scorer = Scorer(card, programs, parameters, host)
         scores = scorer._score(host["examples"])
+        if WHERE in programs:
+            scorer._where(host["examples"][:1])
     except _PROGRAM_ERRORS as error:
         raise BundleError(
             f"{path}: the program cannot be run by jax {jax.__version__} on {jax.default_backend()}, it was exported by "
@@ -273,7 +296,7 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
     if version != FORMAT_VERSION or type(version) is not int:
         raise BundleError(
             f"{path} is in format {version!r:.50}, this jaxad reads format {FORMAT_VERSION}: "
-            "export the detector again, or install the jaxad that wrote it"
+            "fit and export the detector again, or install the jaxad that wrote it"
         )
     for name, is_sound in _FIELDS.items():
         if name not in card or not is_sound(card[name]):
@@ -308,10 +331,11 @@ _FIELDS = {
     "columns": lambda value: (
         value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
     ),
-    "farthest": lambda value: value is None or (_is_number(value) and value > 0),
+    "farthest": lambda value: _is_number(value) and value > 0,
     "batch_sizes": lambda value: _is_shape(value) and value and min(value) >= 1 and value == sorted(value),
     "platforms": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "threshold": _is_number,
+    "where_threshold": lambda value: value is None or _is_number(value),
     "parity_scores": lambda value: isinstance(value, list) and value and all(map(_is_number, value)),
     "parameters": _is_signatures,
     "host": _is_signatures,
@@ -322,13 +346,13 @@ _FIELDS = {
 def _read_files(path: Path, listed: dict[str, Any]) -> dict[str, bytes]:
     """The files' bytes, read once: what was hashed is what is used."""
     # A closed list of names: no other, absolute or parent path is ever joined to the folder.
-    if listed.keys() != set(FILES):
+    if listed.keys() not in (set(FILES), {*FILES, WHERE}):
         raise BundleError(
-            f"{path}: the card must list {', '.join(FILES)} and nothing else, it lists {list(listed)!r:.200}"
+            f"{path}: the card must list {', '.join(FILES)}, perhaps {WHERE}, and nothing else, it lists {list(listed)!r:.200}"
         )
     contents = {}
     try:
-        foreign = sorted(set(os.listdir(path)) - {CARD, *FILES})
+        foreign = sorted(set(os.listdir(path)) - {CARD, *listed})
         if foreign:
             raise BundleError(f"{path} holds a file that is not in the card, {foreign[0]!r:.100}; remove it")
         for name, entry in listed.items():
@@ -398,7 +422,7 @@ def _check_host(path: Path, card: dict[str, Any], host: dict[str, np.ndarray]) -
     known = host.get("calibration_scores", np.zeros(1))
     sound = (
         mean.shape == scale.shape
-        and mean.shape in ((0,), shape[-1:])
+        and mean.shape == shape[-1:]
         and examples.shape == (scores, *shape)
         and known.ndim == 1
         and len(known) >= 1
@@ -410,11 +434,13 @@ def _check_host(path: Path, card: dict[str, Any], host: dict[str, np.ndarray]) -
         raise BundleError(
             f"{path / HOST}: its arrays do not fit rows of shape {list(shape)}; export the detector again"
         )
+    if (card["where_threshold"] is None) == (WHERE in card["files"]):
+        raise BundleError(f"{path}: {WHERE} and where_threshold belong together; export the detector again")
     if card["columns"] is not None and [len(card["columns"])] != card["sample_shape"]:
         raise BundleError(f"{path}: {len(card['columns'])} columns are named for rows of shape {card['sample_shape']}")
 
 
-def _read_program(path: Path, content: bytes, card: dict[str, Any]) -> jax.export.Exported:
+def _read_program(path: Path, name: str, content: bytes, card: dict[str, Any]) -> jax.export.Exported:
     try:
         exported = jax.export.deserialize(bytearray(content))
         text = exported.mlir_module()
@@ -422,16 +448,14 @@ def _read_program(path: Path, content: bytes, card: dict[str, Any]) -> jax.expor
         raise BundleError("exported programs are read by the package flatbuffers: pip install flatbuffers") from error
     except _PROGRAM_ERRORS as error:
         raise BundleError(
-            f"{path / PROGRAM} is no program for jax {jax.__version__}, it was exported by jax {card['jax_version']}: "
+            f"{path / name} is no program for jax {jax.__version__}, it was exported by jax {card['jax_version']}: "
             f"{_first_line(error)}; export the detector again with a newer jax"
         ) from error
     asked = custom_calls(text)
     if asked - CUSTOM_CALLS:
-        raise BundleError(
-            f"{path / PROGRAM} calls {sorted(asked - CUSTOM_CALLS)[0]!r:.100}, which no scorer of ours does"
-        )
+        raise BundleError(f"{path / name} calls {sorted(asked - CUSTOM_CALLS)[0]!r:.100}, which no scorer of ours does")
     *arguments, rows = (*exported.in_avals, None) if not exported.in_avals else exported.in_avals
-    expected = [card["parameters"][name] for name in sorted(card["parameters"])]
+    expected = [card["parameters"][key] for key in sorted(card["parameters"])]
     found = [{"shape": list(aval.shape), "dtype": aval.dtype.name} for aval in arguments]
     sound = (
         rows is not None
@@ -439,13 +463,11 @@ def _read_program(path: Path, content: bytes, card: dict[str, Any]) -> jax.expor
         and list(rows.shape[1:]) == card["sample_shape"]
         and rows.dtype.name == "float32"
         and len(exported.out_avals) == 1
-        and len(exported.out_avals[0].shape) == 1
+        and (len(exported.out_avals[0].shape) == 1 if name == PROGRAM else len(exported.out_avals[0].shape) > 1)
         and exported.out_avals[0].dtype.name == "float32"
     )
     if not sound:
-        raise BundleError(
-            f"{path / PROGRAM} is not made for the arrays and rows of its card; export the detector again"
-        )
+        raise BundleError(f"{path / name} is not made for the arrays and rows of its card; export the detector again")
     if jax.default_backend() not in (*exported.platforms, *(["gpu"] if "cuda" in exported.platforms else [])):
         raise BundleError(
             f"{path} was exported for {', '.join(exported.platforms)}, this is {jax.default_backend()}; "
