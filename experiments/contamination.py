@@ -19,10 +19,9 @@ from rich.console import Console
 
 from experiments.false_discoveries import append
 from experiments.images import read
-from jaxad import data, training
+from jaxad import data, fit_many, training
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import DiffusionDetector, KNNDetector
-from jaxad.detectors.diffusion import fit_many
 from jaxad.evaluation import clean
 from jaxad.metrics import auroc
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -27,7 +28,7 @@ from sklearn.svm import OneClassSVM
 from jaxad import data, metrics
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import ImageDetector, KNNDetector
-from jaxad.detectors.image import soft_maximum
+from jaxad.detectors.consensus import soft_maximum
 from jaxad.metrics import localisation
 from jaxad.reports.picture_page import write_image_report
 
@@ -94,7 +95,15 @@ def run(config: Config) -> None:
                     "aupro_30": localisation.aupro(test.masks, maps),
                     "aupro_05": localisation.aupro(test.masks, maps, limit=0.05),
                 }
-            write(config, test_name, name, train, test, soft_maximum(by_view), **more)
+            write(
+                config,
+                test_name,
+                name,
+                train,
+                test,
+                np.asarray(soft_maximum(jnp.stack([jnp.asarray(z) for z in by_view.values()]))),
+                **more,
+            )
             if config.maps and config.pages is not None:
                 config.pages.mkdir(parents=True, exist_ok=True)
                 write_image_report(image, test, config.pages / f"{test_name}.html", title=test_name)

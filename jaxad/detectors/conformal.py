@@ -109,7 +109,7 @@ class ConformalDetector(Estimator):
         else:
             held_out = _held_out(X, self.holdout, self.random_state)
             self.detectors_ = [self._unfitted().fit(X[~held_out])]
-            [self.calibration_scores_] = self._scores(X[held_out])
+            self.calibration_scores_ = self._scores(X[held_out])[0]
         self.standardiser_, self.scorer_ = _one_scorer(self.detectors_)
         pooled = np.concatenate(
             np.atleast_2d(self.calibration_scores_) if self.method == "split" else self.calibration_scores_

@@ -16,8 +16,8 @@ from jaxad.denoising import hidden_features, make_denoiser
 from jaxad.detectors import views
 from jaxad.detectors.estimator import Estimator, Learned, Standardiser, apply, in_batches
 from jaxad.detectors.fitting import train_many
-from jaxad.detectors.scorer import Scorer, static
-from jaxad.detectors.search import Known, known, mean_distance
+from jaxad.detectors.scorer import Scorer, stack, static
+from jaxad.detectors.search import Known, known, mean_distance, padded_size
 from jaxad.runtime.runs import open_run
 
 FARTHEST = 10.0
@@ -44,11 +44,13 @@ class Representation(Scorer):
 
     def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, "batch _"]:
         """Features and norms."""
-        levels = FEATURE_LEVELS.to(rows.dtype)
-        features = [hidden_features(self.network, self.params, rows, levels[i]) for i in range(len(levels))]
+        # One program for all levels, and by it one for all networks: each alone would be compiled by itself.
+        features = jax.vmap(lambda level: hidden_features(self.network, self.params, rows, level), out_axes=1)(
+            FEATURE_LEVELS.to(rows.dtype)
+        )
         denoise = make_denoiser(self.network, self.params, noise.VELOCITY)
         norms = scoring.log_score_norm(jax.random.key(0), denoise, rows, LEVELS.to(rows.dtype))
-        return jnp.concatenate([*features, norms.T], axis=1)
+        return jnp.concatenate([features.reshape(len(rows), -1), norms.T], axis=1)
 
 
 class LearnedView(NamedTuple):
@@ -62,21 +64,20 @@ class LearnedView(NamedTuple):
     std: Float[Array | np.ndarray, "..."]
 
     @classmethod
-    def fit(cls, representation: Representation, rows: np.ndarray) -> "LearnedView":
-        """Of standardised training rows, [rows, features]."""
+    def fit(cls, representation: Representation, rows: np.ndarray, size: int) -> "LearnedView":
+        """Of standardised training rows, [rows, features], padded to ``size``."""
         features, norms = np.split(in_batches(representation, rows), [-len(LEVELS)], axis=1)
         mean, std = norms.mean(axis=0), norms.std(axis=0) + 1e-6
-        return cls(representation, known(features), known((norms - mean) / std), mean, std)
+        return cls(representation, known(features, size), known((norms - mean) / std, size), mean, std)
 
     def distances(self, rows: Float[Array, "batch features"]) -> Float[Array, "2 batch"]:
         """Mean distance to the five nearest training rows in features and in norms."""
         seen = self.representation(rows)
         spaces = (
             (self.features, seen[:, : -len(LEVELS)]),
-            (self.norms, (seen[:, -len(LEVELS) :] - self.mean) / self.std),
+            (self.norms, (seen[:, -len(LEVELS) :] - self.mean[None]) / self.std[None]),
         )
-        count = min(LEARNED_NEIGHBOURS, len(self.features.rows))
-        return jnp.stack([mean_distance(among, x, count) for among, x in spaces])
+        return jnp.stack([mean_distance(among, x, LEARNED_NEIGHBOURS) for among, x in spaces])
 
 
 class CombinedViews(Scorer):
@@ -112,7 +113,8 @@ class Consensus(Scorer):
     """All views of a row, and their soft maximum, each on the scale of normal rows it has not seen."""
 
     views: views.Views
-    learned: tuple[LearnedView, ...]
+    learned: LearnedView | None
+    """With a leading axis, the networks; None where none was trained."""
     combined: CombinedViews
 
     def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
@@ -121,7 +123,10 @@ class Consensus(Scorer):
 
     def distances(self, rows: Float[Array, "batch features"]) -> Float[Array, "distances batch"]:
         """Of five views, and two of each network."""
-        return jnp.concatenate([self.views.distances(rows), *(view.distances(rows) for view in self.learned)])
+        closed = self.views.distances(rows)
+        if self.learned is None:
+            return closed
+        return jnp.concatenate([closed, *jax.lax.map(lambda view: view.distances(rows), self.learned)])
 
     def z(self, rows: Float[Array, "batch features"]) -> Float[Array, "views batch"]:
         """What each view says on the common scale."""
@@ -164,7 +169,7 @@ class ConsensusDetector(Estimator):
         verbose: 1 shows a progress bar.
 
     Attributes:
-        scorer_: a ``Consensus``: ``views``, ``learned`` (one entry a network) and ``combined``: median (``centre``) and 97 % quantile less
+        scorer_: a ``Consensus``: ``views``, ``learned`` (a leading axis: the networks), ``combined``: median (``centre``) and 97 % quantile less
             median (``scale``) of each view's distances for normal rows it has not seen; five views, then two of each network.
         validation_losses_: held-out loss of every network, one value per 200 steps.
 
@@ -220,7 +225,7 @@ class ConsensusDetector(Estimator):
         for fold, x in zip(calibrating, measured, strict=True):
             without = np.setdiff1d(kept, fold, assume_unique=True)
             # Of one size, so that all of them, and what scores in the end, share compiled programs.
-            fitted = views.fit_views(rows[without], len(whole.nearest.rows))
+            fitted = views.fit_views(rows[without], whole.known.rows.shape[1])
             closed.append(in_batches(Partial(views.rows_of_distances, fitted), x).T)
         seen = [in_batches(Partial(_rows_of_distances, view), x).T for view, x in zip(learned, measured, strict=False)]
         stats = [
@@ -237,7 +242,9 @@ class ConsensusDetector(Estimator):
         else:
             apart = [(combined, distances) for distances in closed]
         scores = [in_batches(of, distances.T) for of, distances in apart]
-        return Learned(standardiser, Consensus(whole, tuple(learned), combined), np.concatenate(scores))
+        return Learned(
+            standardiser, Consensus(whole, stack(learned) if learned else None, combined), np.concatenate(scores)
+        )
 
     def scores_by_view(self, X) -> dict[str, np.ndarray]:
         """What each view says, on the common scale (0 usual, about 1.4 the upper end of normal): ``{view: [rows]}``.
@@ -281,9 +288,11 @@ class ConsensusDetector(Estimator):
             verbose=self.verbose,
             title=f"{len(folds)} networks",
         )
+        known_rows = [known[:MOST_LEARNED_ROWS] for known in training_rows]
+        size = padded_size(max(map(len, known_rows)))
         return [
-            LearnedView.fit(Representation(each, network), known[:MOST_LEARNED_ROWS])
-            for each, known in zip(params, training_rows, strict=True)
+            LearnedView.fit(Representation(each, network), known, size)
+            for each, known in zip(params, known_rows, strict=True)
         ]
 
 

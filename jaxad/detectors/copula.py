@@ -151,7 +151,7 @@ def _tails(X, larger_tail, *, smoothing=0.5) -> tuple[Standardiser, Tails]:
     columns = np.concatenate(
         [columns, np.full((len(columns), padded_size(len(X)) - len(X)), np.inf, np.float32)], axis=1
     )
-    numbers = (np.float32(number) for number in (len(X), 0, smoothing))
+    numbers = (np.array(number, np.float32) for number in (len(X), 0, smoothing))
     sign = np.where(symmetric, 0.0, np.sign(third_moment)).astype(np.float32)
     return standardiser, Tails(columns, sign, constant.astype(np.float32), *numbers, larger_tail=larger_tail)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -46,7 +46,7 @@ class DenoisingScore(Scorer):
     """A score of ``jaxad.scoring`` at every level, by one trained denoiser, and its combination."""
 
     params: Any
-    key: UInt32[Array | np.ndarray, "..."]
+    key: Any
     """Data of the random key: noise is shared by all rows, so a row's score depends on that row alone."""
     levels: noise.NoiseLevel
     combined: CombinedLevels
@@ -100,10 +100,9 @@ class DenoisingScore(Scorer):
                 return (noise.noise_from_clean(clean, noisy, level) - draw) ** 2
             return (clean - rows) ** 2
 
-        key, settings = jax.random.wrap_key_data(self.key), {"per_row": rows.shape[1:]}
-        squares = over_levels_and_draws(
-            one, key, rows, self.levels, self.draws, share(scoring.MEMORY_BUDGET, rows), **settings
-        )
+        key = jax.random.wrap_key_data(self.key)
+        budget = share(scoring.MEMORY_BUDGET, rows)
+        squares = over_levels_and_draws(one, key, rows, self.levels, self.draws, budget, per_row=rows.shape[1:])
         each = (levels, 1, *(1,) * (rows.ndim - 1))
         elements = rows.size // rows.shape[0]
         return jnp.moveaxis((squares - mean.reshape(each)) * weight.reshape(each) / elements, 1, 0)
@@ -230,7 +229,7 @@ class DiffusionDetector(Estimator):
         self.verbose = verbose
 
     _takes_pictures = True
-    _learn = learn_alone
+    _learn = learn_alone  # pyright: ignore[reportAssignmentType]
 
     def _plan(self, X) -> Plan:
         """Everything that comes before the first step: checks, scale, held-out rows, keys, loss and optimizer."""

@@ -194,7 +194,7 @@ class DTECategorical(Estimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    _learn = learn_alone
+    _learn = learn_alone  # pyright: ignore[reportAssignmentType]
 
     def _plan(self, X):
         if not 2 <= self.num_bins <= 400:
@@ -239,7 +239,7 @@ class DTEInverseGamma(Estimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    _learn = learn_alone
+    _learn = learn_alone  # pyright: ignore[reportAssignmentType]
 
     def _plan(self, X):
         return _plan(self, X, TimeMLP(outputs=1), variance_loss, variance_error)

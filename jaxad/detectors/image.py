@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted
 
@@ -138,7 +138,7 @@ class PixelErrors(Scorer):
     """A denoiser's error on standardised pictures: smoothed maps ``[batch, levels, height, width]``, and their plain means."""
 
     params: Any
-    key: UInt32[Array | np.ndarray, "..."]
+    key: Any
     levels: noise.NoiseLevel
     network: Any = static()
     draws: int = static()
@@ -147,7 +147,7 @@ class PixelErrors(Scorer):
     def __call__(self, rows):
         """``(maps, errors [batch, levels])``."""
         key = jax.random.wrap_key_data(self.key)
-        settings = {"draws": self.draws, "memory_budget": share(scoring.MEMORY_BUDGET, rows)}
+        settings: dict[str, Any] = {"draws": self.draws, "memory_budget": share(scoring.MEMORY_BUDGET, rows)}
         maps = scoring.denoising_error_map(key, self.denoiser(), rows, self.levels, **settings)
         return jnp.moveaxis(scoring.smooth(maps, self.smoothing), 0, 1), maps.mean(axis=(2, 3)).T
 
@@ -342,8 +342,8 @@ class ImageDetector(Estimator):
             for name, look in seen.items():
                 part = None if run is None else run.part(name)
                 table = PictureTable(num_networks=1, num_steps=1000, run_dir=part, random_state=int(seeds[0])).fit(look)
-                scale = (np.asarray(one, np.float32) for one in table.standardiser_[:2])
-                tables[name] = Look(*scale, table.scorer_)
+                mean, spread, _ = table.standardiser_
+                tables[name] = Look(mean.astype(np.float32), spread.astype(np.float32), table.scorer_)
             if self.maps:
                 part = None if run is None else run.part("denoiser")
                 pixels = self._fit_denoiser(rows, held_out, files, int(seeds[1]), int(seeds[2]), part, network, unit)
@@ -371,7 +371,9 @@ class ImageDetector(Estimator):
         self._check_tells_where()
         if not sigma > 0:
             raise ValueError(f"sigma is a noise level above 0, in units of the data's spread, got {sigma}")
-        estimate = Partial(_one_jump, self.scorer_.pixels.errors, noise.NoiseLevel(np.float32(1), np.float32(sigma)))
+        estimate = Partial(
+            _one_jump, self.scorer_.pixels.errors, noise.NoiseLevel(np.ones(()), np.array(sigma)).to(jnp.float32)
+        )
         clean = [in_batches(estimate, block, prepare=self.pixels_, mesh=self.mesh) for block in self._blocks(X)]
         return self.pixels_.undo(np.concatenate(clean)).astype(np.float32)
 
@@ -438,17 +440,17 @@ class ImageDetector(Estimator):
         measure = on_device(PixelErrors(params, key, levels, **settings))
         maps, errors = in_batches(measure, held_out, mesh=self.mesh)
         spread = maps.std(axis=0)
-        scale = (self.pixels_.mean - unit.mean) / unit.scale, self.pixels_.scale / unit.scale
         pixels = PixelViews(
-            measure,
-            *(np.asarray(one, np.float32) for one in scale),
-            maps.mean(axis=0),
-            np.maximum(spread, SMALLEST_SPREAD * spread.mean(axis=(1, 2), keepdims=True)) + 1e-9,
-            errors.mean(axis=0),
-            errors.std(axis=0) + 1e-9,
-            np.zeros(len(levels), np.float32),
-            np.zeros(2, np.float32),
-            np.ones(2, np.float32),
+            errors=measure,
+            mean=np.asarray((self.pixels_.mean - unit.mean) / unit.scale, np.float32),
+            spread=np.asarray(self.pixels_.scale / unit.scale, np.float32),
+            map_mean=maps.mean(axis=0),
+            map_spread=np.maximum(spread, SMALLEST_SPREAD * spread.mean(axis=(1, 2), keepdims=True)) + 1e-9,
+            error_mean=errors.mean(axis=0),
+            error_spread=errors.std(axis=0) + 1e-9,
+            weights=np.zeros(len(levels), np.float32),
+            centre=np.zeros(2, np.float32),
+            scale=np.ones(2, np.float32),
         )
         # What does each level see of synthetic defects? Judged as the map will be: by the worst place.
         spoilt, _ = synthesis.corrupt(jax.random.fold_in(train_key, 1), jnp.asarray(held_out))

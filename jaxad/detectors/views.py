@@ -29,10 +29,8 @@ MOST_SCALE_ROWS = 2048
 class Views(Scorer):
     """All five, fitted, of standardised rows; called, it is their mean."""
 
-    nearest: Known
-    whitened: Known
-    ranks: Known
-    """The training rows as each of the three sees them."""
+    known: Known
+    """The training rows as nearest, whitened and ranks see them: with a leading axis of three."""
     columns: Float[Array | np.ndarray, "..."]
     """Training values, [features, rows], each column sorted; infinite behind the last one."""
     rows: Float[Array | np.ndarray, ""]
@@ -54,15 +52,13 @@ class Views(Scorer):
         """The five distances of rows that are not in the reference (a row that is finds itself)."""
         centred = rows - self.mean[None]
         low, high = (_places(self.columns, rows, side) for side in ("left", "right"))
-        seen = (rows, centred @ self.whitening, ((low + high) / (2 * self.rows)).T)
-        nearest = [
-            root(squared_distances(among, x, 1)[:, 0])
-            for among, x in zip((self.nearest, self.whitened, self.ranks), seen, strict=True)
-        ]
+        seen = jnp.stack([rows, centred @ self.whitening, ((low + high) / (2 * self.rows)).T])
+        # One after the other, by one program: three would take three times as long to compile.
+        nearest = jax.lax.map(lambda of: root(squared_distances(*of, 1)[:, 0]), (self.known, seen))
         conditional = jnp.mean(jnp.abs(centred @ self.residual), axis=1)
         isolation = isolation_in_columns(self.columns, rows, low, self.column_neighbours)
         isolated = jnp.arcsinh((isolation - self.column_centre[:, None]) / self.column_scale[:, None])
-        return jnp.stack([*nearest, conditional, jnp.mean(isolated, axis=0)])
+        return jnp.concatenate([nearest, jnp.stack([conditional, jnp.mean(isolated, axis=0)])])
 
 
 def _places(columns, rows, side):
@@ -76,14 +72,13 @@ def isolation_in_columns(columns, rows, places, neighbours: int, own: int = 0) -
     ``places`` is where they would be inserted, from the left. The nearest values lie side by side, so their sum is the least over the
     windows of so many values around that place.
     """
-    count = neighbours + own
-    around = jnp.arange(-count, count + 1)
-    index = places[:, :, None] + around[None, None]
-    values = jax.vmap(lambda column, index: column[jnp.clip(index, 0, len(column) - 1)])(columns, index)
-    outside = (index < 0) | (index >= columns.shape[1])
-    gaps = jnp.where(outside, jnp.inf, jnp.abs(values - rows.T[:, :, None]))
-    sums = jnp.stack([jnp.sum(gaps[..., start : start + count], axis=-1) for start in range(count + 2)])
-    return jnp.min(sums, axis=0) / neighbours
+    (features, size), count = columns.shape, neighbours + own
+    index = places[:, :, None] + jnp.arange(-count, count + 1)[None, None]
+    starts = jnp.arange(features) * size
+    values = columns.reshape(-1)[jnp.clip(index, 0, size - 1) + starts[:, None, None]]
+    gaps = jnp.where((index < 0) | (index >= size), jnp.inf, jnp.abs(values - rows.T[:, :, None]))
+    sums = jax.lax.reduce_window(gaps, 0.0, jax.lax.add, (1, 1, count), (1, 1, 1), "VALID")
+    return jnp.min(sums, axis=-1) / neighbours
 
 
 def fit_views(reference: np.ndarray, size: int | None = None) -> Views:
@@ -119,12 +114,11 @@ def fit_views(reference: np.ndarray, size: int | None = None) -> Views:
             sample = np.random.default_rng(0).choice(count, MOST_SCALE_ROWS, replace=False)
         alone = IsolationLeftOut(padded, min(COLUMN_NEIGHBOURS, count - 1))
         centre, scale = centre_and_scale(in_batches(alone, reference[sample]), 0.9)
+    spaces = [known(space, size) for space in (reference, (reference - mean) @ whitening, ranks)]
     return Views(
-        known(reference, size),
-        known((reference - mean) @ whitening, size),
-        known(ranks, size),
+        jax.tree.map(lambda *of: np.stack(of), *spaces),
         padded,
-        np.float32(count),
+        np.array(count, np.float32),
         mean,
         whitening,
         residual.astype(np.float32),
