@@ -1,10 +1,13 @@
 """The recommended detector and its views: each view sees what it is for, and the whole is calibrated on what it has not seen."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from sklearn.metrics import pairwise_distances
 
-from jaxad.detectors import ConsensusDetector, consensus, views
+from jaxad.detectors import ConsensusDetector, consensus, estimator, views
+from jaxad.detectors.estimator import in_batches
 from jaxad.metrics import auroc
 
 RNG = np.random.default_rng(0)
@@ -16,8 +19,7 @@ def correlated(rows, seed=0):
 
 @pytest.fixture(scope="module")
 def fitted():
-    rows = views.fit_views(correlated(400))
-    return rows, views.index_views(rows)
+    return views.fit_views(correlated(400))
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,12 @@ def detector():
     return ConsensusDetector(num_networks=2, num_steps=400).fit(correlated(300))
 
 
+def distances(fitted, rows):
+    return in_batches(Partial(views.rows_of_distances, fitted), np.asarray(rows, np.float32)).T
+
+
 def by_name(fitted, rows):
-    return dict(zip(views.NAMES, views.distances(*fitted, np.asarray(rows, np.float32)), strict=True))
+    return dict(zip(views.NAMES, distances(fitted, rows), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------------ views
@@ -35,9 +41,9 @@ def by_name(fitted, rows):
 def test_distances_are_those_to_the_nearest_row(fitted):
     queries = correlated(50, 1).astype(np.float32)
     seen = by_name(fitted, queries)
-    reference = fitted[0].reference
+    reference = correlated(400).astype(np.float32)
     np.testing.assert_allclose(seen["nearest"], pairwise_distances(queries, reference).min(axis=1), rtol=1e-4)
-    white = lambda x: (x - fitted[0].mean) @ fitted[0].whitening  # noqa: E731
+    white = lambda x: (x - fitted.mean) @ fitted.whitening  # noqa: E731
     np.testing.assert_allclose(
         seen["whitened"], pairwise_distances(white(queries), white(reference)).min(axis=1), rtol=1e-3
     )
@@ -53,37 +59,37 @@ def test_conditional_residuals_are_the_gaussian_ones():
     rows = np.random.default_rng(0).multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], 20_000)
     fitted = views.fit_views(rows)
     # x1 given x2 is N(.8 x2, .36): the residual of (1, 0) is 1 / .6, that of x2 given x1 is -.8 / .6.
-    seen = views.distances(fitted, views.index_views(fitted), np.array([[1.0, 0.0]], np.float32))
+    seen = distances(fitted, [[1.0, 0.0]])
     assert seen[views.NAMES.index("conditional"), 0] == pytest.approx((1 + 0.8) / 2 / 0.6, rel=0.05)
 
 
 def test_an_odd_single_value_shows_in_the_columns():
     rows = RNG.normal(size=(500, 30))
     fitted = views.fit_views(rows)
-    index = views.index_views(fitted)
     odd = np.zeros((1, 30), np.float32)
     odd[0, 7] = 8.0
-    plain, strange = (
-        dict(zip(views.NAMES, views.distances(fitted, index, x)[:, 0], strict=True)) for x in (odd * 0, odd)
-    )
+    plain, strange = (dict(zip(views.NAMES, distances(fitted, x)[:, 0], strict=True)) for x in (odd * 0, odd))
     assert strange["columns"] - plain["columns"] > 0.1
     assert strange["ranks"] - plain["ranks"] < 0.5  # ranks do not know how far 8 is
 
 
 def test_column_isolation_counts_neighbours_on_both_sides_and_not_the_value_itself():
-    column = np.array([[0.0, 1.0, 2.0, 3.0, 4.0, 10.0, 20.0]])
-    both = views._column_isolation(column, np.array([[2.0]]), own=False)
-    assert both[0, 0] == pytest.approx(np.mean([0, 1, 1, 2, 2]))
-    alone = views._column_isolation(column, np.array([[2.0]]), own=True)
-    assert alone[0, 0] == pytest.approx(np.mean([1, 1, 2, 2, 8]))
-    edge = views._column_isolation(column, np.array([[30.0]]), own=False)
-    assert edge[0, 0] == pytest.approx(np.mean([10, 20, 26, 27, 28]))
+    column = jnp.array([[0.0, 1.0, 2.0, 3.0, 4.0, 10.0, 20.0, jnp.inf]])
+
+    def isolation(value, own=0):
+        rows = jnp.array([[value]])
+        return float(views.isolation_in_columns(column, rows, views._places(column, rows, "left"), 5, own)[0, 0])
+
+    assert isolation(2.0) == pytest.approx(np.mean([0, 1, 1, 2, 2]))
+    assert isolation(2.0, own=1) == pytest.approx(np.mean([1, 1, 2, 2, 8]))
+    assert isolation(30.0) == pytest.approx(np.mean([10, 20, 26, 27, 28]))
+    assert isolation(-1.0) == pytest.approx(np.mean([1, 2, 3, 4, 5]))
 
 
 @pytest.mark.parametrize("rows", [np.ones((6, 3)), np.eye(2), RNG.normal(size=(5, 1)), RNG.normal(size=(8, 40))])
 def test_degenerate_rows_give_finite_distances(rows):
     fitted = views.fit_views(rows)
-    assert np.isfinite(views.distances(fitted, views.index_views(fitted), (rows + 1).astype(np.float32))).all()
+    assert np.isfinite(distances(fitted, rows + 1)).all()
 
 
 # -------------------------------------------------------------------------------------------------------------- consensus
@@ -102,7 +108,7 @@ def test_it_sees_what_any_one_view_sees(detector):
 def test_scoring_in_blocks_changes_nothing(detector, monkeypatch):
     rows = correlated(60, 4)
     whole = detector.score_samples(rows)
-    monkeypatch.setattr(consensus, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(estimator, "SCORING_BATCH", 16)
     np.testing.assert_allclose(detector.score_samples(rows), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -111,7 +117,7 @@ def test_a_fold_is_left_out_whole_where_only_part_of_it_is_measured(monkeypatch)
     rows = np.repeat(RNG.normal(size=(300, 3)), 10, axis=0)
     monkeypatch.setattr(consensus, "MOST_HELD_OUT_ROWS", 20)
     model = ConsensusDetector(num_networks=0).fit(rows)
-    assert model.centre_[views.NAMES.index("nearest")] > 0
+    assert model.scorer_.combined.centre[views.NAMES.index("nearest")] > 0
 
 
 def test_views_by_name_and_their_scale(detector):
@@ -145,7 +151,7 @@ def test_copies_do_not_calibrate_themselves():
 
 
 def test_few_rows_train_no_network():
-    assert ConsensusDetector().fit(correlated(99)).params_ == []
+    assert ConsensusDetector().fit(correlated(99)).scorer_.learned is None
     assert list(ConsensusDetector().fit(correlated(99)).scores_by_view(correlated(3))) == list(views.NAMES)
 
 
@@ -175,8 +181,9 @@ def test_large_training_sets_are_cut_to_what_distances_need(monkeypatch):
     monkeypatch.setattr(consensus, "MOST_REFERENCE_ROWS", 500)
     monkeypatch.setattr(consensus, "MOST_LEARNED_ROWS", 300)
     model = ConsensusDetector(num_networks=1, num_steps=20).fit(correlated(2500))
-    assert model.views_.reference.shape == (500, 3)
-    assert len(model.known_[0]) == 300
+    found = np.isfinite(model.scorer_.views.known.half_norms), np.isfinite(model.scorer_.learned.features.half_norms)
+    assert found[0].sum(axis=1).tolist() == [500] * 3
+    assert found[1].sum(axis=1).tolist() == [300]
 
 
 @pytest.mark.parametrize("settings", [{"num_networks": -1}, {"num_steps": 0}])

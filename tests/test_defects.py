@@ -1,6 +1,7 @@
 """Defects made in pictures: the folder, its card and page, what is refused; and the page on the cycle of tables."""
 
 import copy
+import dataclasses
 import json
 import re
 
@@ -16,6 +17,7 @@ from jaxad.data import DataError, ImageDataset, read_defects, read_folder, read_
 from jaxad.denoisers import DiT, UNet
 from jaxad.detectors import ImageDetector, KNNDetector
 from jaxad.detectors import defects as maker
+from jaxad.detectors.image import Looks
 from jaxad.detectors.persistence import save_detector
 from jaxad.noise import log_uniform
 from jaxad.reports import defect_folder
@@ -175,9 +177,15 @@ def test_defects_stand_on_the_object_where_the_background_is_plain():
 def test_learning_in_pieces_is_learning_in_one_go(detector, home):
     examples = read_defects(home / "real", size=16, channels=1)
     pictures = read_folder(home / "normal", size=16, channels=1).x
-    standard = detector.standardiser_
+    standard, errors = detector.pixels_, detector.scorer_.pixels.errors
     whole, _ = generation.adapt(
-        *(jax.random.key(1), detector.network_, detector.params_, jnp.asarray(standard(examples.x)), examples.masks),
+        *(
+            jax.random.key(1),
+            errors.network,
+            errors.params,
+            jnp.asarray(standard(examples.x)),
+            examples.masks,
+        ),
         *([0, 0, 1, 1], jnp.asarray(standard(pictures)), maker.TRAINING_LEVELS),
         num_steps=6,
     )
@@ -195,9 +203,12 @@ def test_pictures_of_16_bits_keep_them(detector, tmp_path):
     pictures = read_folder(tmp_path / "normal")
     with pytest.raises(ValueError, match=r"floats in .* was fitted on bytes"):
         maker.make_defects(detector, pictures.x)
-    deep, standard = copy.copy(detector), detector.standardiser_  # as if fitted on the same pictures in 16 bits
+    deep, standard = copy.copy(detector), detector.pixels_  # as if fitted on the same pictures in 16 bits
     deep.low_, deep.high_ = detector.low_ / 255, detector.high_ / 255
-    deep.standardiser_ = standard._replace(mean=standard.mean / 255, scale=standard.scale / 255)
+    deep.standardiser_ = detector.standardiser_._replace(
+        mean=detector.standardiser_.mean / 255, scale=detector.standardiser_.scale / 255
+    )
+    deep.pixels_ = standard._replace(mean=standard.mean / 255, scale=standard.scale / 255)
     card = defect_folder.write_defects(deep, tmp_path / "normal", tmp_path / "made", strengths=(0.9,))
     _, test = read_mvtec(tmp_path / "made")
     assert test.x.dtype == np.float32
@@ -257,7 +268,12 @@ def test_models_that_make_no_defects(home, detector, capsys, tmp_path):
     refused(home, capsys, ("--defects", home / "real"), "--pictures as well", out="new.npz")
     for network, examples, message in ((None, None, "maps=False"), (UNet(), tmp_path, "denoiser is a UNet")):
         other = copy.copy(detector)
-        other.network_ = network
+        if network is None:
+            other.scorer_ = Looks(detector.scorer_.tables, None)
+        else:
+            pixels = detector.scorer_.pixels
+            errors = dataclasses.replace(pixels.errors, network=network)
+            other.scorer_ = dataclasses.replace(detector.scorer_, pixels=dataclasses.replace(pixels, errors=errors))
         with pytest.raises(ValueError, match=message):
             defect_folder.write_defects(other, tmp_path / "absent", tmp_path / "out", examples=examples)
 

@@ -135,10 +135,10 @@ def test_families_calibrate_on_the_rows_that_fit_held_out():
     rows = np.random.default_rng(0).normal(size=(90, 3))
     model = DiffusionDetector(MLP(width=8, depth=1), num_steps=20)
     families.Rescored.fitted = None
-    expected = model.fit(rows).statistics_
+    expected = model.fit(rows).scorer_.combined.statistics
     rng = np.random.RandomState(0)
     rng.randint(2**31 - 1)
-    again = model.calibrate(families.hold_out(rows, rng)[1]).statistics_
+    again = model.calibrate(families.hold_out(rows, rng)[1]).scorer_.combined.statistics
     np.testing.assert_allclose(again.mean, expected.mean, rtol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """The image detector: a number per picture and a map per pixel, from normal pictures alone."""
 
+import dataclasses
 import doctest
 
 import jax
@@ -12,7 +13,6 @@ from jaxad import metrics
 from jaxad.data import ImageDataset, PictureFiles
 from jaxad.denoisers import DiT, UNet
 from jaxad.detectors import ImageDetector, appearance, fitting, image
-from jaxad.detectors.appearance import looks
 from jaxad.detectors.persistence import load_detector, save_detector
 from jaxad.metrics import localisation
 from jaxad.reports import picture_page
@@ -70,7 +70,7 @@ def test_score_and_maps_of_one_pass_are_those_of_two_and_a_picture_s_own(detecto
     np.testing.assert_allclose(detector.score_samples(BAD[7:8]), scores[7:8], rtol=1e-3)
     np.testing.assert_allclose(detector.where(BAD[7:8]), maps[7:8], rtol=1e-2, atol=1e-2)
     views = detector.scores_by_view(BAD)
-    np.testing.assert_allclose(-image.soft_maximum(views), scores, rtol=1e-5)
+    np.testing.assert_allclose(-np.log(np.mean(np.exp(list(views.values())), axis=0)), scores, rtol=1e-4)
     assert {name.partition(":")[0] for name in views} == {*appearance.NAMES, "denoiser"}
 
 
@@ -135,7 +135,10 @@ def test_saved_and_loaded_it_gives_the_very_scores(detector, tmp_path):
 
 def test_a_saved_detector_whose_parts_do_not_fit_is_refused(detector, tmp_path):
     other = ImageDetector(NETWORK).set_params(**detector.get_params())
-    vars(other).update({**vars(detector), "network_": DiT(hidden=64, depth=2, heads=2, patch_size=4)})
+    pixels = detector.scorer_.pixels
+    errors = dataclasses.replace(pixels.errors, network=DiT(hidden=64, depth=2, heads=2, patch_size=4))
+    scorer = dataclasses.replace(detector.scorer_, pixels=dataclasses.replace(pixels, errors=errors))
+    vars(other).update({**vars(detector), "scorer_": scorer})
     save_detector(other, tmp_path / "odd")
     with pytest.raises(CheckpointError, match="makes no working detector"):
         load_detector(tmp_path / "odd")
@@ -174,6 +177,7 @@ def test_the_default_network_takes_the_size(size):
 
 def test_looks_have_the_promised_properties():
     x = GOOD.astype(np.float32) / 255
+    looks = jax.jit(appearance.looks)
     seen, brighter = looks(x), looks(0.5 * x)
     assert set(seen) == set(appearance.NAMES)
     # Edges are relative to their neighbourhood: half the contrast changes them far less than it changes the pixels.
@@ -252,7 +256,7 @@ def test_pictures_on_disk_stand_where_an_array_would(tmp_path, maps):
 
 def test_a_batch_that_does_not_fit_is_refused_before_any_work(monkeypatch):
     monkeypatch.setattr(fitting, "available_bytes", lambda device: 100 * 2**20)
-    monkeypatch.setattr(image, "looks", lambda *_: pytest.fail("work before the refusal"))
+    monkeypatch.setattr(appearance, "looks", lambda *_: pytest.fail("work before the refusal"))
     with pytest.raises(
         ValueError, match=r"batch_size=4096 needs about .* MiB, 100.0 MiB are free: choose at most batch_size=512"
     ):

@@ -1,5 +1,6 @@
 """Fitted detectors on disk: the same scores afterwards, all or nothing when writing, one sentence for whatever cannot be read."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -19,13 +20,14 @@ from sklearn.utils.validation import NotFittedError
 
 from jaxad import denoisers, noise, sampling, scoring, training
 from jaxad.denoisers import MLP, DiT
-from jaxad.detectors import CycleDetector, persistence
+from jaxad.detectors import ConformalDetector, CycleDetector, persistence
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
+from jaxad.detectors.estimator import Estimator
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
-from jaxad.detectors.image import ImageDetector
+from jaxad.detectors.image import ImageDetector, PictureTable
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
 from jaxad.detectors.persistence import load_detector, load_extra, save_detector
 from jaxad.runtime import checkpoint
@@ -65,8 +67,9 @@ DETECTORS = {
     "norm": SquaredNorm(),
     "consensus": ConsensusDetector(num_networks=2, num_steps=20),
     "consensus-closed": ConsensusDetector(num_networks=0),
+    "conformal": ConformalDetector(KNNDetector()),
+    "conformal-cross": ConformalDetector(MahalanobisDetector(), method="cross", folds=3),
 }
-OF_IMAGES = {ImageDetector}  # tests/test_image_detector.py saves those
 
 
 @pytest.fixture(scope="module")
@@ -119,30 +122,36 @@ def test_loaded_detector_is_the_saved_one(tmp_path, name):
 
 
 def test_every_class_is_tested_and_every_score_and_network_has_a_name():
-    assert {type(detector) for detector in DETECTORS.values()} | OF_IMAGES | {CycleDetector} == set(
-        persistence.DETECTORS.values()
-    )  # that one in test_cycle.py
+    known = persistence.known_things()
+    classes = {thing for thing in known.values() if isinstance(thing, type) and issubclass(thing, Estimator)}
+    elsewhere = {ImageDetector, PictureTable, CycleDetector, Estimator}  # test_image_detector.py, test_cycle.py
+    assert {type(detector) for detector in DETECTORS.values()} | elsewhere == classes
     scores = {
         name
         for name, function in inspect.getmembers(scoring, inspect.isfunction)
         if {"key", "denoise", "draws"} <= inspect.signature(function).parameters.keys() and not name.endswith("_map")
     }
-    assert scores == set(persistence.ALLOWED["scorer"])
-    combinations = {name: thing for name, thing in vars(scoring).items() if isinstance(thing, scoring.Combination)}
-    assert combinations == persistence.ALLOWED["aggregate"]
     networks = {name for name in denoisers.__all__ if inspect.isclass(getattr(denoisers, name))}
-    assert networks == set(persistence.ALLOWED["network"])
+    for room, names in (("scoring", scores), ("scoring", COMBINATIONS), ("denoisers", networks)):
+        assert names
+        assert {f"{room}.{name}" for name in names} <= known.keys()
+    assert {"noise.VELOCITY", "training.simple_loss", "sampling.fixed_small"} <= known.keys()
+    for name, thing in known.items():
+        assert not getattr(thing, "__module__", "").startswith(("os", "subprocess", "builtins")), name
 
 
-@pytest.mark.parametrize("name", persistence.ALLOWED["aggregate"])
+COMBINATIONS = [name for name, thing in vars(scoring).items() if isinstance(thing, scoring.Combination)]
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
 def test_every_combination_comes_back_with_what_it_learned(tmp_path, diffusion, name):
     # scikit-learn's clone copies the pair of functions; it is known by its content.
     detector = load_detector_like(diffusion).set_params(**clone(small(aggregate=getattr(scoring, name))).get_params())
     save_detector(detector.calibrate(X), tmp_path / "saved")
     loaded = load_detector(tmp_path / "saved")
-    assert loaded.aggregate_ is loaded.aggregate is getattr(scoring, name)
-    assert jax.tree.structure(loaded.statistics_) == jax.tree.structure(detector.statistics_)
-    for before, after in zip(*map(jax.tree.leaves, (detector.statistics_, loaded.statistics_)), strict=True):
+    assert loaded.scorer_.combined.aggregate is loaded.aggregate is getattr(scoring, name)
+    assert jax.tree.structure(loaded.scorer_) == jax.tree.structure(detector.scorer_)
+    for before, after in zip(*map(jax.tree.leaves, (detector.scorer_, loaded.scorer_)), strict=True):
         np.testing.assert_array_equal(before, after)
     np.testing.assert_array_equal(loaded.score_samples(QUERIES), detector.score_samples(QUERIES))
 
@@ -160,10 +169,10 @@ def test_a_score_of_statistics_comes_back(tmp_path, diffusion):
 def test_names_come_back_as_the_very_objects(saved, diffusion):
     loaded = load_detector(saved)
     # Equal static arguments: the loaded detector runs on the programs compiled for the saved one.
-    assert loaded.scorer is diffusion.scorer
-    assert loaded.prediction_ is noise.VELOCITY
-    assert loaded.network_ == diffusion.network_
-    assert hash(loaded.network_) == hash(diffusion.network_)
+    assert loaded.score is loaded.scorer_.score is diffusion.score
+    assert loaded.scorer_.prediction is noise.VELOCITY
+    assert loaded.scorer_.network == diffusion.scorer_.network
+    assert jax.tree.structure(loaded.scorer_) == jax.tree.structure(diffusion.scorer_)
 
 
 def test_loaded_detector_scores_and_saves_as_the_first(tmp_path, saved, diffusion):
@@ -289,22 +298,24 @@ class MyKNN(KNNDetector):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scorer": my_score}, "scorer = .*my_score.*denoising_error.*no code"),
-        ({"scorer": partial(my_score)}, "scorer = .*no code"),
-        ({"scorer": partial(scoring.denoising_error, memory_budget=object())}, "scorer.memory_budget"),
-        ({"scorer": lambda *a, **k: 0}, "scorer = "),
-        ({"network_": MyMLP()}, "network_ = MyMLP.*MLP, DiT, TimeMLP"),
-        ({"aggregate": max}, "aggregate = .*z_mean"),
-        ({"aggregate_": scoring.Combination(max, min)}, "aggregate_ = .*typicality"),
-        ({"prediction_": noise.Prediction(*noise.NOISE[::-1])}, "prediction_ = .*VELOCITY"),
+        ({"score": my_score}, "score = .*my_score.*it may be a number.*no code"),
+        ({"score": partial(my_score)}, "score = .*no code"),
+        ({"score": partial(scoring.denoising_error, memory_budget=object())}, "score.memory_budget"),
+        ({"score": lambda *a, **k: 0}, "score = "),
+        ({"scorer_": {"network": MyMLP()}}, "scorer_.network = MyMLP.*a network"),
+        ({"aggregate": max}, "aggregate = .*combination"),
+        ({"aggregate": scoring.Combination(max, min)}, "aggregate.fit = "),
+        ({"scorer_": {"prediction": noise.Prediction(print, max)}}, "scorer_.prediction.target = "),
         ({"loss": partial(training.simple_loss, weight=training.min_snr())}, "loss.weight.*detector.loss = None"),
         ({"random_state": np.random.RandomState(0)}, "random_state.*whole number"),
         ({"learning_rate": float("nan")}, "learning_rate = nan"),
-        ({"score_key_": jax.random.key(0)}, "score_key_"),
+        ({"scorer_": {"key": jax.random.key(0)}}, "scorer_.key"),
     ],
 )
 def test_what_has_no_name_is_refused_before_anything_is_written(tmp_path, diffusion, settings, message):
     detector = load_detector_like(diffusion)
+    if "scorer_" in settings:
+        settings = {"scorer_": dataclasses.replace(diffusion.scorer_, **settings["scorer_"])}
     vars(detector).update(settings)
     with pytest.raises(ValueError, match=message):
         save_detector(detector, tmp_path / "saved")
@@ -524,6 +535,12 @@ def test_versions(saved):
     edit(saved, lambda d: d.update(jaxad_version="0.0.1"))
     with pytest.warns(UserWarning, match=r"saved by jaxad '0\.0\.1'"):
         load_detector(saved)
+    edit(saved, lambda d: d["content"].pop("detector_format"))
+    with (
+        pytest.warns(UserWarning, match="saved by"),
+        pytest.raises(CheckpointError, match=r"is in format 1.*fit the detector again"),
+    ):
+        load_detector(saved)
     edit(saved, lambda d: d.update(format_version=2))
     with pytest.raises(CheckpointError, match=r"format 2.*upgrade jaxad"):
         load_detector(saved)
@@ -546,45 +563,56 @@ def at(*path):
 
 
 PARAMETERS, FITTED = "content/parameters", "content/fitted"
-KERNEL = "arrays/params_.Dense_0.kernel"
+KERNEL = "arrays/scorer_.params.Dense_0.kernel"
+SCORER = f"{FITTED}/scorer_/fields"
 SIGNATURE = {"shape": [1], "dtype": "int8", "order": "C"}
 
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("content/class", "DiffusionDetectr", "no detector is called.*did you mean 'DiffusionDetector'"),
+        (
+            "content/class",
+            "detectors.DiffusionDetectr",
+            "no detector is called.*did you mean 'detectors.DiffusionDetector'",
+        ),
         ("content/class", "os.system", "no detector is called"),
         ("content/class", ["x"], "no working detector"),
-        ("content/class", "COPOD", "no parameter of COPOD"),
-        ("content", None, "no working detector"),
-        ("content", {}, "no working detector"),
-        (f"{PARAMETERS}/scorer", {"$name": "denoising_eror"}, "no scorer is called.*did you mean 'denoising_error'"),
-        (f"{PARAMETERS}/scorer", {"$name": "NoiseLevel"}, "no scorer is called"),
-        (f"{PARAMETERS}/scorer", "denoising_error", "no working detector"),
-        (f"{PARAMETERS}/scorer", {"$partial": {"$name": "z"}, "keywords": {}}, "no scorer is called"),
-        (f"{PARAMETERS}/scorer", {"$partial": {}, "keywords": {}}, "no working detector"),
-        (f"{PARAMETERS}/scorer", {"$import": "os.system"}, "scorer cannot be"),
-        (f"{PARAMETERS}/network", {"$name": "MLP"}, "network cannot be"),
-        (f"{PARAMETERS}/network", {"$class": "MPL", "fields": {}}, "did you mean 'MLP'"),
-        (f"{PARAMETERS}/network", {"$class": "MLP", "fields": {"parnt": 3}}, "no working detector"),
+        ("content/class", "detectors.COPOD", "no parameter of COPOD"),
+        ("content/class", "detectors.DenoisingScore", "is no detector"),
+        ("content", None, "is in format 1"),
+        ("content", {}, "is in format 1"),
+        ("content/detector_format", 3, "is in format 3"),
+        (
+            f"{PARAMETERS}/score",
+            {"$name": "scoring.denoising_eror"},
+            "no score is called.*did you mean 'scoring.denoising_error'",
+        ),
+        (f"{PARAMETERS}/score", {"$name": "noise.NoiseLevel"}, "score cannot be"),
+        (f"{SCORER}/score", "denoising_error", "no working detector"),
+        (f"{PARAMETERS}/score", {"$partial": {"$name": "z"}, "keywords": {}}, "no score is called"),
+        (f"{PARAMETERS}/score", {"$partial": {}, "keywords": {}}, "no working detector"),
+        (f"{PARAMETERS}/score", {"$import": "os.system"}, "score cannot be"),
+        (f"{PARAMETERS}/network", {"$name": "denoisers.MLP"}, "network cannot be"),
+        (f"{PARAMETERS}/network", {"$class": "denoisers.MPL", "fields": {}}, "did you mean 'denoisers.MLP'"),
+        (f"{PARAMETERS}/network", {"$class": "denoisers.MLP", "fields": {"parnt": 3}}, "no working detector"),
         (f"{PARAMETERS}/dras", 3, "no parameter of DiffusionDetector is called 'dras'.*'draws'"),
-        (f"{PARAMETERS}/draws", "many", "no working detector"),
-        (f"{PARAMETERS}/draws", -1, "no working detector"),
+        (f"{SCORER}/draws", "many", "no working detector"),
+        (f"{SCORER}/draws", -1, "no working detector"),
         (PARAMETERS, [], "no working detector|draws"),
         (f"{FITTED}/score_samples", 3, "no fitted attribute is called 'score_samples'"),
         (f"{FITTED}/__class__", 3, "no fitted attribute is called '__class__'"),
         (FITTED, {}, "no working detector"),
         (f"{FITTED}/offset_", "low", "no working detector"),
         (f"{FITTED}/offset_", float("nan"), "one number per row"),
-        (f"{FITTED}/n_features_in_", 7, "no working detector"),
+        (f"{FITTED}/n_features_in_", 7, "no 7 features"),
         (f"{FITTED}/sample_shape_", {"$tuple": [10**12, 10**12]}, "no working detector"),
-        (f"{FITTED}/params_", {"$array": "../../etc/passwd"}, "no working detector"),
-        (f"{FITTED}/params_", {}, "no working detector"),
-        (f"{FITTED}/params_", {"$array": "params_.Dense_0.kernel"}, "no working detector"),
-        (f"{FITTED}/network_/fields/width", 17, "no working detector"),
-        (f"{FITTED}/levels_/fields/alpha", 1.0, "no working detector"),
-        (f"{FITTED}/statistics_", None, "no working detector"),
+        (f"{SCORER}/params", {"$array": "../../etc/passwd"}, "no working detector"),
+        (f"{SCORER}/params", {}, "no working detector"),
+        (f"{SCORER}/params", {"$array": "scorer_.params.Dense_0.kernel"}, "no working detector"),
+        (f"{SCORER}/network/fields/width", 17, "no working detector"),
+        (f"{SCORER}/levels/fields/alpha", 1.0, "no working detector"),
+        (f"{SCORER}/combined/fields/statistics", None, "no working detector"),
         (f"{FITTED}/standardiser_/fields/mean", "x", "no working detector"),
         (f"{KERNEL}/shape", [16, 5], "should be"),
         (f"{KERNEL}/shape", [0, 17], "cannot be read|no working"),

@@ -92,7 +92,7 @@ def test_a_killed_training_ends_where_it_would_have(name, looks, tmp_path, monke
         resumed = make(run_dir=run_dir).fit(rows)
     assert any(found is not None for found in taken_up)
     if name == "image":
-        assert_same([table.params_ for table in resumed.tables_.values()], [t.params_ for t in whole.tables_.values()])
+        assert_same(resumed.scorer_.tables, whole.scorer_.tables)
     for attribute in ("params_", "losses_", "validation_losses_"):
         if hasattr(whole, attribute):
             assert_same(getattr(resumed, attribute), getattr(whole, attribute))
@@ -129,7 +129,7 @@ def test_several_networks_killed_and_taken_up(tmp_path, monkeypatch):
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     first = diffusion(run_dir=tmp_path / "run").fit(ROWS)
     monkeypatch.setattr(fitting.training, "fit", lambda *_, **__: pytest.fail("trained again"))
-    assert_same(diffusion(run_dir=tmp_path / "run").fit(ROWS).params_, first.params_)
+    assert_same(diffusion(run_dir=tmp_path / "run").fit(ROWS).scorer_.params, first.scorer_.params)
 
 
 def test_training_from_files_reads_on_where_it_stopped(tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_training_from_files_reads_on_where_it_stopped(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             image(run_dir=run_dir).fit(PictureFiles(folder))
     resumed = image(run_dir=run_dir).fit(PictureFiles(folder))
-    assert_same(resumed.params_, whole.params_)
+    assert_same(resumed.scorer_.params, whole.scorer_.params)
     assert_same(resumed.losses_, whole.losses_)
     np.testing.assert_array_equal(resumed.score_samples(PictureFiles(folder)), whole.score_samples(PICTURES))
 
@@ -276,7 +276,7 @@ def test_a_signal_saves_and_ends_with_a_code_of_its_own(tmp_path, monkeypatch, n
             diffusion(run_dir=run_dir).fit(ROWS)
     assert stopped.value.code == runs.STOPPED == 75
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert_same(diffusion(run_dir=run_dir).fit(ROWS).params_, whole.params_)
+    assert_same(diffusion(run_dir=run_dir).fit(ROWS).scorer_.params, whole.scorer_.params)
 
 
 def test_a_signal_no_training_hears_stops_behind_it(tmp_path):

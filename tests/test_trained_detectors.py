@@ -63,7 +63,7 @@ def test_an_untrained_dit_is_the_norm_and_a_trained_one_is_not(split):
 
 def test_one_network_answers_other_scores_after_fit(split):
     detector = DiffusionDetector(MLP(width=128, depth=2), num_steps=400).fit(split.train)
-    params = detector.params_
+    params = detector.scorer_.params
     _, held_out = hold_out(split.train, np.random.RandomState(1))
     scores = [detector.score_samples(split.test)]
     detector.set_params(score=scoring.reconstruction_error, aggregate=scoring.z_max).calibrate(held_out)
@@ -73,7 +73,7 @@ def test_one_network_answers_other_scores_after_fit(split):
         held_out
     )
     scores.append(detector.score_samples(split.test))
-    assert detector.params_ is params
+    assert detector.scorer_.params is params
     assert detector.scores_by_level(split.test).shape == (2, len(split.test))
     assert all(auroc(split.labels, -score) > 0.8 for score in scores)
     assert not np.allclose(scores[0], scores[1])

@@ -169,7 +169,7 @@ class ConsensusDetector(Estimator):
         verbose: 1 shows a progress bar.
 
     Attributes:
-        scorer_: a ``Consensus``: ``views``, ``learned`` (a leading axis: the networks), ``combined``: median (``centre``) and 97 % quantile less
+        scorer_: a ``Consensus``: ``views``, ``learned`` (one a network), ``combined``: median (``centre``) and 97 % quantile less
             median (``scale``) of each view's distances for normal rows it has not seen; five views, then two of each network.
         validation_losses_: held-out loss of every network, one value per 200 steps.
 

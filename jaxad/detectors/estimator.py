@@ -22,8 +22,8 @@ from jaxad.runtime.sharding import fetch, pad_to_multiple, replicate, shard_batc
 FARTHEST = 1e5
 """Standardised values are cut here before a network sees them: no anomaly needs to be farther away."""
 
-FAR = 1e15
-"""And here before a distance does: float32 can still square them and add up thousands."""
+FAR = 1e12
+"""And here before a distance does: float32 can still square them, whitened too, and add up thousands."""
 
 SCORING_BATCH = 1024
 """Rows scored at once; fewer are padded to the next of 64, 256, 1024, so a few compiled programs serve every call."""
@@ -83,7 +83,7 @@ class Standardiser(NamedTuple):
     @classmethod
     def nothing(cls, X: np.ndarray) -> "Standardiser":
         """Rows as they are."""
-        return cls(np.zeros(X.shape[-1]), np.ones(X.shape[-1]), FAR)
+        return cls(np.zeros(X.shape[-1]), np.ones(X.shape[-1]), 1e17)
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """Standardised float32 rows."""

@@ -15,13 +15,13 @@ FOLDS = 5
 
 
 class SquaredLength(Scorer):
-    """``|rows @ whitening|^2``, or without a matrix ``|rows|^2``."""
+    """``|rows @ whitening|^2``; with a number in place of the matrix ``|whitening rows|^2``."""
 
-    whitening: Float[Array | np.ndarray, "..."] | None
+    whitening: Float[Array | np.ndarray, "..."]
 
     def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
         """Squared lengths."""
-        return jnp.sum((rows if self.whitening is None else rows @ self.whitening) ** 2, axis=1)
+        return jnp.sum((rows * self.whitening if self.whitening.ndim == 0 else rows @ self.whitening) ** 2, axis=1)
 
 
 class MahalanobisDetector(Estimator):
@@ -81,7 +81,7 @@ class SquaredNorm(Estimator):
         self.false_alarm_rate = false_alarm_rate
 
     def _learn(self, X):
-        standardiser, scorer = Standardiser.nothing(X), SquaredLength(None)
+        standardiser, scorer = Standardiser.nothing(X), SquaredLength(np.ones((), np.float32))
         return Learned(standardiser, scorer, in_batches(scorer, X, prepare=standardiser))
 
 

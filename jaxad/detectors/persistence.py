@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+import warnings
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -59,12 +59,11 @@ _BUILD_ERRORS = (
 
 
 def known_things() -> dict[str, Any]:
-    """All that a saved detector may name, ``{name: thing}``: detectors, records of arrays, networks, and functions of the rooms below them.
+    """All that a saved detector may name, ``{name: thing}``: detectors, scorers, records of arrays, networks, and pure functions.
 
-    Detectors and scorers are the subclasses of ``Estimator`` and ``Scorer``; of other packages those that an entry point lists.
-    Nothing in here opens a file or starts a process.
+    Of jaxad, and of the modules of other packages in which a detector is defined that an entry point lists. Nothing in here opens a
+    file or starts a process.
     """
-    listed_elsewhere()  # imported, their subclasses are there
     things = {}
     for room in _ROOMS:
         things |= {
@@ -72,13 +71,13 @@ def known_things() -> dict[str, Any]:
             for name, thing in vars(room).items()
             if not name.startswith("_") and (_is_ours(thing) or _is_record(type(thing)))
         }
-    classes = [*_subclasses(Scorer), *_subclasses(Estimator)]
-    ours = [name for name in sys.modules if name.startswith("jaxad.detectors.")]
-    for module in dict.fromkeys([*ours, *(cls.__module__ for cls in classes)]):
-        within = [thing for thing in vars(sys.modules[module]).values() if isinstance(thing, type)]
-        records = [thing for thing in within if _is_record(thing) or issubclass(thing, nn.Module)]
-        classes += [thing for thing in records if thing.__module__ == module]
-    things |= {_name_of(cls): cls for cls in classes}
+    listed = [getattr(factory, "__module__", "") for factory in listed_elsewhere().values()]
+    for module in [*(name for name in sys.modules if name.startswith("jaxad.detectors.")), *dict.fromkeys(listed)]:
+        own = [thing for thing in vars(sys.modules[module]).values() if getattr(thing, "__module__", None) == module]
+        classes = [thing for thing in own if isinstance(thing, type)]
+        things |= {
+            _name_of(cls): cls for cls in classes if _is_record(cls) or issubclass(cls, (Estimator, Scorer, nn.Module))
+        }
     return things
 
 
@@ -94,12 +93,6 @@ def _is_record(cls: type) -> bool:
         (issubclass(cls, tuple) and hasattr(cls, "_fields"))
         or (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen)  # pyright: ignore[reportAttributeAccessIssue]
     )
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
 
 
 def _name_of(cls: type) -> str:
@@ -219,8 +212,12 @@ def load_detector(path: str | os.PathLike) -> Any:
             "give the same one), or install the jaxad that wrote it"
         )
     try:
-        detector = _build(content, arrays)
-        _try_out(detector)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            # A level of 1e300 is judged by what comes of it, not by the rounding that makes it infinite.
+            warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
+            detector = _build(content, arrays)
+            _try_out(detector)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except _BUILD_ERRORS as error:
@@ -391,6 +388,8 @@ def _try_out(detector: Any) -> None:
         return _try_out(detector[-1])
     shape = tuple(getattr(detector, "sample_shape_", (detector.n_features_in_,)))
     row = np.zeros((1, *shape))
+    if row.shape[1] != detector.n_features_in_:
+        raise CheckpointError(f"rows of shape {list(shape)} have no {detector.n_features_in_} features; save it again")
     if detector.scorer_ is None:
         found = detector.score_samples(row)
     else:

@@ -4,6 +4,7 @@
     GET  /card       what the bundle's card.json says
     GET  /metrics    for Prometheus
     POST /score      {"rows": [[...], ...], "alpha": 0.01} or a stream of Arrow record batches -> score, anomaly_score, p_value, flagged
+    POST /score?where=1    likewise, and where each row is anomalous, if the bundle can tell: a map of every picture
 
 Nothing that arrives is believed: sizes are counted while bytes come in and before anything is parsed, and every request is checked by
 itself *before* it joins others. Requests that wait together are scored together, by one call of the program; a row's score depends on
@@ -218,7 +219,7 @@ class Service:
             raise Refusal(415, f"expected a body of type {JSON} or {ARROW}, got {kind!a:.100}")
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "expected a body without content-encoding")
-        strange = request.query_params.keys() - ({"alpha"} if kind == ARROW else set())
+        strange = request.query_params.keys() - ({"alpha", "where"} if kind == ARROW else {"where"})
         if strange:
             raise Refusal(
                 400, f"{sorted(strange)[0]!a:.100} is no parameter; alpha goes into a JSON body, for Arrow into the URL"
@@ -227,6 +228,7 @@ class Service:
         arrow = ARROW in wanted or (kind == ARROW and JSON not in wanted)
         if arrow:
             pyarrow_or(415 if kind == ARROW else 406)
+        asked = self._asks_where(request, arrow)
         try:
             rows, alpha = await self._read(request, kind)
         except ClientDisconnect:
@@ -237,7 +239,22 @@ class Service:
         self.flagged.inc(int(columns["flagged"].sum()))
         if arrow:
             return Response(write_arrow(columns), media_type=ARROW)
-        return JSONResponse({name: column.tolist() for name, column in columns.items()})
+        content = {name: column.tolist() for name, column in columns.items()}
+        if asked:
+            loop = asyncio.get_running_loop()
+            content["where"] = (await loop.run_in_executor(self._program_thread, self.scorer._where, rows)).tolist()
+            content["where_threshold"] = self.scorer.where_threshold_
+        return JSONResponse(content)
+
+    def _asks_where(self, request: Request, arrow: bool) -> bool:
+        asked = request.query_params.get("where", "0")
+        if asked not in ("0", "1"):
+            raise Refusal(400, f"where is 0 or 1, got {asked!a:.100}")
+        if asked == "1" and arrow:
+            raise Refusal(406, f"where is answered as {JSON}: name it in the accept header")
+        if asked == "1" and self.scorer.where_threshold_ is None:
+            raise Refusal(400, "this bundle cannot tell where a row is anomalous, only how much: leave where out")
+        return asked == "1"
 
     async def _read(self, request: Request, kind: str) -> tuple[np.ndarray, float | None]:
         """``(rows, alpha)``, checked: what passes here can be scored, but for rows too far out for float32."""

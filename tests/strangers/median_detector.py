@@ -1,0 +1,36 @@
+"""A detector that is not in the library: how far from the median, in units of the median deviation, is the worst column?"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxad.detectors import Estimator, Learned, Scorer, Standardiser, static
+
+
+class WorstColumn(Scorer):
+    """The largest deviation, or with ``soft`` a smooth stand-in for it."""
+
+    centre: Float[Array, "..."]
+    spread: Float[Array, "..."]
+    soft: bool = static()
+
+    def __call__(self, rows):
+        """Deviations of rows."""
+        z = jnp.abs(rows - self.centre[None]) / self.spread[None]
+        return jnp.sum(z**8, axis=1) ** 0.125 if self.soft else jnp.max(z, axis=1)
+
+
+class MedianDetector(Estimator):
+    """Medians of the training rows; calibrated on every third row, which the medians have not seen."""
+
+    def __init__(self, *, soft=False, false_alarm_rate=0.05):
+        self.soft = soft
+        self.false_alarm_rate = false_alarm_rate
+
+    def _learn(self, X):
+        scale = Standardiser.fit(X)
+        rows, held_out = (scale(X[part]) for part in (np.arange(len(X)) % 3 > 0, np.arange(len(X)) % 3 == 0))
+        centre = np.median(rows, axis=0)
+        spread = np.median(np.abs(rows - centre), axis=0) + 1e-3
+        scorer = WorstColumn(centre, spread, soft=self.soft)
+        return Learned(scale, scorer, np.asarray(scorer(jnp.asarray(held_out))))
