@@ -138,18 +138,18 @@ class Consensus(Scorer):
         Raises:
             ValueError: no network was trained.
         """
-        if not self.learned:
+        if self.learned is None:
             raise ValueError(
                 f"there is no denoiser: no network is trained on fewer than {FEWEST_LEARNED_ROWS} rows, or with num_networks=0; "
                 "fit on more normal rows"
             )
-        of = self.learned[0].representation
-        return make_denoiser(of.network, of.params, noise.VELOCITY)
+        of = self.learned.representation
+        return make_denoiser(of.network, jax.tree.map(lambda leaf: leaf[0], of.params), noise.VELOCITY)
 
     def normal_rows(self) -> np.ndarray:
         """The normal rows it remembers, standardised, ``[rows, features]``."""
-        nearest = self.views.nearest
-        return np.asarray(nearest.rows)[np.isfinite(nearest.half_norms)]
+        rows, half_norms = (np.asarray(part)[0] for part in self.views.known)
+        return rows[np.isfinite(half_norms)]
 
 
 def soft_maximum(z: Float[Array, "views batch"]) -> Float[Array, " batch"]:
