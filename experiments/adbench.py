@@ -20,7 +20,7 @@ from rich.markdown import Markdown
 from jaxad import data
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import COPOD
-from jaxad.detectors.catalogue import DETECTORS, choose
+from jaxad.detectors.catalogue import ROWS, choose, everything
 from jaxad.evaluation import PROTOCOLS, Evaluation, sweep
 from jaxad.reports.page import comparison_table, markdown_table, write_csv, write_report
 from jaxad.runtime import cluster
@@ -38,7 +38,7 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     datasets: tuple[str, ...] = ()
     """Names with or without number prefix; default: every set found."""
-    detectors: tuple[str, ...] = tuple(name for name in DETECTORS if name not in ("copod-nan", "dit-untrained"))
+    detectors: tuple[str, ...] = tuple(name for name in ROWS if name not in ("copod-nan", "dit-untrained"))
     out: Path = Path("runs/adbench")
     """results.jsonl, scores/, table.md, results.csv and report.html are written here."""
     download: bool = False
@@ -59,7 +59,7 @@ def run(config: Config, published: Mapping[str, Mapping[str, float]] | None = No
         raise ValueError(
             f"no ADBench set found in {config.data_dir or 'the default data directory'}: set --data-dir, or --download"
         )
-    table = {**DETECTORS, **PUBLISHED_FORM} if config.protocol == "dte" else DETECTORS
+    table = everything() | (PUBLISHED_FORM if config.protocol == "dte" else {})
     detectors = choose(config.detectors, table)
     if not config.download:
         missing = [name for name in names if name not in data.adbench_names(config.data_dir)]

@@ -22,7 +22,7 @@ from experiments.images import read
 from jaxad import data
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import ConformalDetector
-from jaxad.detectors.catalogue import DETECTORS, choose
+from jaxad.detectors.catalogue import choose
 from jaxad.evaluation import clean, current_commit
 from jaxad.metrics import calibration
 
@@ -46,7 +46,7 @@ class Config:
 
 def run(config: Config) -> list[dict]:
     """Every cell that is not yet in ``config.out``; all records asked for."""
-    makers = {name: calibrated(make) for name, make in choose(config.detectors, DETECTORS).items()}
+    makers = {name: calibrated(make) for name, make in choose(config.detectors).items()}
     done = {(row["dataset"], row["detector"], row["seed"]) for row in read(config.out)}
     if ("simulated", "gaussian", config.repetitions) not in done:
         append(config.out, simulated(config))

@@ -140,16 +140,27 @@ def test_bad_rows_are_told_by_their_number_and_nothing_is_left(tmp_path):
     assert os.listdir(tmp_path) == ["x.npy"]
 
 
+class Free:
+    """Costs nothing."""
+
+    calibration_scores_, offset_ = DETECTOR.calibration_scores_, DETECTOR.offset_
+
+    def score_samples(self, X):
+        return -np.abs(X[:, 0])
+
+
+def peak_of(path, out):
+    """Bytes that Python holds at most while it scores."""
+    gc.collect()
+    tracemalloc.start()
+    score_file(Free(), path, out, rows=1_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
 @pytest.mark.parametrize("kind", [".npy", ".csv", ".npz", ".array_record"])
 def test_memory_is_that_of_a_piece(tmp_path, kind):
-    class Free:
-        """Costs nothing."""
-
-        calibration_scores_, offset_ = DETECTOR.calibration_scores_, DETECTOR.offset_
-
-        def score_samples(self, X):
-            return -np.abs(X[:, 0])
-
     peaks = []
     for rows in (5_000, 20_000) if kind == ".array_record" else (20_000, 80_000):
         x = np.random.default_rng(0).normal(size=(rows, 8)).round(3)
@@ -165,12 +176,10 @@ def test_memory_is_that_of_a_piece(tmp_path, kind):
         score_file(
             Free(), path, tmp_path / "scores.csv", rows=1_000
         )  # what is imported or made once is no memory of rows
-        gc.collect()
-        tracemalloc.start()
-        score_file(Free(), path, tmp_path / "scores.csv", rows=1_000)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.3 * peaks[0] + 500_000
+        peaks.append(peak_of(path, tmp_path / "scores.csv"))
+    bound = 1.3 * peaks[0] + 500_000
+    # Once in a process a table of Python's own (most likely that of interned strings) grows by megabytes, whoever is measured.
+    assert peaks[1] < bound or peak_of(path, tmp_path / "scores.csv") < bound
 
 
 def test_the_note_is_written_after_the_rows(tmp_path, monkeypatch):

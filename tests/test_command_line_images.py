@@ -8,6 +8,7 @@ import pytest
 from command_line import jaxad
 from PIL import Image
 
+from jaxad import export_detector
 from jaxad.detectors import fitting
 from jaxad.detectors.persistence import load_detector
 
@@ -55,6 +56,34 @@ def test_a_folder_becomes_a_detector_and_scores(pictures, model, tmp_path):
     # What the command writes is what the library says.
     stack = np.stack([np.asarray(Image.open(pictures / "new" / file)) for file in values])[..., None]
     np.testing.assert_allclose(list(values.values()), -load_detector(model).score_samples(stack), rtol=1e-3, atol=1e-4)
+
+
+def test_a_bundle_scores_a_folder_and_maps_it_as_its_model_does(pictures, model, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    assert jaxad("export", model, "--out", bundle) == 0
+    found = {}
+    for scorer in (model, bundle):
+        out, maps, plain = (tmp_path / f"{scorer.name}{end}" for end in (".csv", ".npz", "_plain.csv"))
+        assert jaxad("score", scorer, pictures / "new", "--out", out, "--maps", maps) == 0
+        assert jaxad("score", scorer, pictures / "new", "--out", plain) == 0
+        with np.load(maps) as saved, out.open() as file, plain.open() as alone:
+            rows = [(row["file"], float(row["anomaly_score"]), row["flagged"]) for row in csv.DictReader(file)]
+            again = [float(row["anomaly_score"]) for row in csv.DictReader(alone)]
+            found[scorer] = rows, again, saved["maps"], float(saved["threshold"])
+    (rows, again, maps, threshold), (their_rows, their_again, their_maps, their_threshold) = found.values()
+    assert [(file, flagged) for file, _, flagged in rows] == [(file, flagged) for file, _, flagged in their_rows]
+    np.testing.assert_allclose([row[1] for row in their_rows], [row[1] for row in rows], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(their_again, again, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(their_maps, maps, rtol=1e-2, atol=1e-2 * maps.std())
+    assert their_threshold == threshold
+    capsys.readouterr()
+    words = ("score", bundle, pictures / "new", "--out", tmp_path / "x.csv")
+    assert jaxad(*words, "--page", tmp_path / "page.html") == 2
+    assert "is a bundle, which scores and maps but makes no page" in capsys.readouterr().err
+    # Exported from Python, it does not say how pictures become arrays.
+    export_detector(load_detector(model), bundle)
+    assert jaxad(*words) == 2
+    assert "does not say how its data is read from files" in capsys.readouterr().err
 
 
 def test_a_broken_picture_is_named_and_skipped_only_when_told(pictures, model, tmp_path, capsys):

@@ -267,7 +267,8 @@ def test_one_process_is_its_own_main():
         (("--processes", 2, "--process-id", 0), "need --coordinator host:port, the address of process 0"),
         (("--coordinator", "auto", "--devices", "one"), "several processes train on all of their devices"),
         (("--coordinator", "host:1234", "--processes", 2), "its own number, or none of them"),
-        (("--devices", "all"), "recommended has no mesh, it is fitted on one device"),
+        (("--devices", "all", "--detector", "copod"), "copod has no mesh, it is fitted on one device"),
+        (("--devices", "cut"), "recommended has no shard_parameters, .* choose --devices all"),
         (("--devices", "cut", "--detector", "dte-c"), "dte-c has no shard_parameters, .* choose --devices all"),
     ],
 )

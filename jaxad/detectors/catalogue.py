@@ -3,7 +3,10 @@
 The command line and the experiments read this table; the library never does.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import IsolationForest
@@ -17,15 +20,22 @@ from jaxad.detectors import (
     COPOD,
     ECOD,
     ConsensusDetector,
+    CycleDetector,
     Detector,
     DiffusionDetector,
     DTECategorical,
     DTEInverseGamma,
     DTENonParametric,
+    Estimator,
+    ImageDetector,
     KNNDetector,
     MahalanobisDetector,
     SquaredNorm,
 )
+from jaxad.detectors.estimator import listed_elsewhere
+
+Factory = Callable[[int], Detector]
+"""From a seed to a detector that is not yet fitted."""
 
 DIT = DiT(hidden=128, depth=2, heads=4, patch_size=None)
 """The transformer for tables: a row is cut into at most four tokens."""
@@ -48,7 +58,7 @@ def untrained_dit(seed: int) -> DiffusionDetector:
     )
 
 
-DETECTORS: dict[str, Callable[[int], Detector]] = {
+ROWS: dict[str, Factory] = {
     # scikit-learn's own objects, with the settings of DTE's and PyOD's tables
     "iforest": lambda seed: IsolationForest(n_estimators=100, random_state=np.random.RandomState(seed)),
     "ocsvm": lambda seed: OneClassSVM(kernel="rbf", gamma="auto", nu=0.5),
@@ -70,9 +80,43 @@ DETECTORS: dict[str, Callable[[int], Detector]] = {
     "dte-np": lambda seed: DTENonParametric(),
 }
 
+"""What is fitted on rows of numbers and nothing else."""
 
-def choose(names, table=None) -> dict[str, Callable[[int], Detector]]:
-    """The named entries of ``table`` (default: all detectors), in the order given.
+PICTURES: dict[str, Factory] = {"image": lambda seed: ImageDetector(random_state=seed)}
+
+DETECTORS: dict[str, Factory] = ROWS | PICTURES | {"cycle": lambda seed: CycleDetector(random_state=seed)}
+
+
+def elsewhere() -> dict[str, Factory]:
+    """Detectors that other installed packages list (``estimator.listed_elsewhere``): functions of the seed, or classes.
+
+    A class is given the seed as ``random_state`` if it has that setting. A name that is taken here stays ours.
+    """
+    return {name: partial(_made, make) for name, make in listed_elsewhere().items() if name not in DETECTORS}
+
+
+def _made(factory: Any, seed: int) -> Detector:
+    if not isinstance(factory, type):
+        return factory(seed)
+    return factory(random_state=seed) if "random_state" in inspect.signature(factory).parameters else factory()
+
+
+def everything() -> dict[str, Factory]:
+    """All names there are: ours, then those of other packages."""
+    return DETECTORS | elsewhere()
+
+
+def saveable(table: Mapping[str, Factory]) -> dict[str, Factory]:
+    """Those that make an ``Estimator``, which can be saved, exported and scored from the command line.
+
+    >>> sorted(saveable({"knn": DETECTORS["knn"], "iforest": DETECTORS["iforest"]}))
+    ['knn']
+    """
+    return {name: make for name, make in table.items() if isinstance(make(0), Estimator)}
+
+
+def choose(names: Iterable[str], table: Mapping[str, Factory] | None = None) -> dict[str, Factory]:
+    """The named entries of ``table`` (default: ``everything()``), in the order given.
 
     Raises:
         ValueError: an unknown name, with the nearest known one.
@@ -80,7 +124,7 @@ def choose(names, table=None) -> dict[str, Callable[[int], Detector]]:
     >>> list(choose(["knn", "ddpm"]))
     ['knn', 'ddpm']
     """
-    table = DETECTORS if table is None else table
+    table = everything() if table is None else table
     for name in names:
         if name not in table:
             raise ValueError(f"unknown detector {name!r}: {did_you_mean(name, table)}")

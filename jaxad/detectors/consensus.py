@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
-from jaxad.denoising import hidden_features, make_denoiser
+from jaxad.denoising import Denoise, hidden_features, make_denoiser
 from jaxad.detectors import views
 from jaxad.detectors.estimator import Estimator, Learned, Standardiser, apply, in_batches
 from jaxad.detectors.fitting import train_many
@@ -131,6 +131,25 @@ class Consensus(Scorer):
     def z(self, rows: Float[Array, "batch features"]) -> Float[Array, "views batch"]:
         """What each view says on the common scale."""
         return self.combined.z(self.distances(rows).T)
+
+    def denoiser(self) -> Denoise:
+        """The first network's denoiser, a pure function of standardised rows.
+
+        Raises:
+            ValueError: no network was trained.
+        """
+        if self.learned is None:
+            raise ValueError(
+                f"there is no denoiser: no network is trained on fewer than {FEWEST_LEARNED_ROWS} rows, or with num_networks=0; "
+                "fit on more normal rows"
+            )
+        of = self.learned.representation
+        return make_denoiser(of.network, jax.tree.map(lambda leaf: leaf[0], of.params), noise.VELOCITY)
+
+    def normal_rows(self) -> np.ndarray:
+        """The normal rows it remembers, standardised, ``[rows, features]``."""
+        rows, half_norms = (np.asarray(part)[0] for part in self.views.known)
+        return rows[np.isfinite(half_norms)]
 
 
 def soft_maximum(z: Float[Array, "views batch"]) -> Float[Array, " batch"]:

@@ -176,20 +176,23 @@ class Loaded(NamedTuple):
         """Those of training, if they had names."""
         return self.extra.get("columns")
 
+    @property
+    def scores_rows(self) -> bool:
+        """Does it score rows of numbers, and no pictures?"""
+        card = getattr(self.detector, "card", {})
+        return len(card.get("sample_shape", getattr(self.detector, "sample_shape_", (0,)))) == 1
+
 
 def load(model: Path) -> Loaded:
-    """What lies in a folder of ``jaxad fit`` or ``jaxad export``.
+    """What lies in a folder of ``jaxad fit`` or ``jaxad export``; how its data is read stands in ``extra``, of a bundle in its card.
 
     Raises:
-        ValueError: a bundle that scores pictures, or no model of ours.
+        ValueError: no model of ours.
     """
     if bundle.is_bundle(model):
         detector: Any = bundle.load_scorer(model)
-        if len(detector.card["sample_shape"]) > 1:
-            raise ValueError(
-                f"{model} scores pictures as arrays, from Python: jaxad.load_scorer; here, name what was fitted"
-            )
-        extra = {"columns": detector.card["columns"]}
+        about, columns = detector.card.get("data"), detector.card["columns"]
+        extra = (about if isinstance(about, dict) else {}) | ({} if columns is None else {"columns": columns})
     else:
         detector, extra = load_detector(model), load_extra(model) or {}
     return Loaded(detector, extra, _mark(model))
@@ -215,7 +218,7 @@ def score_files(
     ``cluster.on_ray`` for instance; None: here, one after the other.
 
     Raises:
-        ValueError: no file, two of one name, a model of pictures; or whatever ``score_file`` refuses, and what is done is kept.
+        ValueError: no file, two of one name, a model that scores no rows; or whatever ``score_file`` refuses, and what is done is kept.
     """
     targets = {file: folder / f"{file.name}.csv" for file in dict.fromkeys(files)}
     twice = sorted({target.name for target in targets.values()})
@@ -226,7 +229,7 @@ def score_files(
     if missing := [str(file) for file in targets if not file.is_file()]:
         raise ValueError(f"{len(missing)} of {len(targets)} files to score are missing, the first is {missing[0]}")
     mark = _mark(model)
-    if "pictures" in _loaded(model, mark).extra:
+    if not _loaded(model, mark).scores_rows:
         raise ValueError(f"{model} was fitted on a folder of pictures: score that in one piece, with jaxad score")
     rates = {"label_column": label_column, "alpha": alpha, "fdr": fdr}
     identities = {file: _identity(file, label_column, alpha, fdr, mark) for file in targets}

@@ -1,0 +1,5 @@
+"""``python -m jaxad.cli``."""
+
+from jaxad.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""Kinds of data on the command line, one plug a file. ``KINDS`` is the one list of them: commands ask a plug and never which kind it is."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from jaxad.cli.kinds.picture_kind import Pictures
+from jaxad.cli.kinds.table_kind import Tables
+
+
+class Kind(Protocol):
+    """What a kind of data brings.
+
+    ``Fitting``, ``Scoring`` and ``Generating`` are frozen dataclasses of its options, each with a default; tyro reads them. Kinds may have
+    options of one name, if they mean the same and have the same default.
+    """
+
+    key: str
+    """Under which a saved model remembers how its data was read (``extra``)."""
+    words: str
+    """``a file of rows``, say."""
+    items: str
+    """``rows``, say."""
+    default: str
+    """The detector's name in the catalogue, unless another one is asked for."""
+    to_score: str
+    """The rest of ``jaxad score MODEL``, as an example."""
+    settings: tuple[str, ...]
+    """Those options of ``Fitting`` that are settings of a detector."""
+    Fitting: type
+    Scoring: type
+    Generating: type
+
+    def holds(self, data: Path, options: Any) -> bool:
+        """Is this data of the kind? By a look at the disk, and at the options given if the disk does not tell."""
+        ...
+
+    def detectors(self) -> Mapping[str, Any]:
+        """Those that can be fitted: part of the catalogue."""
+        ...
+
+    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, Any, str]:
+        """``(rows to learn from, JSON to remember of reading them, how many in words)``; ``say`` prints a sentence."""
+        ...
+
+    def score(self, asked: "Asked", options: Any) -> None:
+        """Write the csv file, and what else the options ask for."""
+        ...
+
+    def generate(self, model: Path, out: Path, made: dict[str, Any], options: Any) -> None:
+        """Write anomalies; ``made`` holds ``count`` (or None), ``strength`` (several, or none) and ``seed``."""
+        ...
+
+
+class Asked(NamedTuple):
+    """What ``jaxad score`` is asked for; ``loaded`` is a ``bulk.Loaded``."""
+
+    model: Path
+    loaded: Any
+    data: Path
+    out: Path
+    alpha: float | None
+    fdr: float | None
+
+    @property
+    def rates(self) -> dict[str, Any]:
+        """Which rows are flagged."""
+        return {"alpha": self.alpha, "fdr": self.fdr}
+
+
+KINDS: list[Kind] = [Tables(), Pictures()]
+"""Later ones are asked first. The first one takes what no other does, and is that of models that remember nothing."""
+
+
+def options_of(command: str) -> Any:
+    """The options of all kinds for ``Fitting``, ``Scoring`` or ``Generating`` in one record, which is an instance of each kind's own."""
+    parts = tuple(dict.fromkeys(getattr(kind, command) for kind in KINDS))
+    return dataclasses.dataclass(frozen=True)(type("KindOptions", parts, {"__doc__": ""}))
+
+
+def of_data(data: Path, options: Any = None) -> Kind:
+    """The kind that recognises what lies there."""
+    return next((kind for kind in reversed(KINDS) if kind.holds(data, options)), KINDS[0])
+
+
+def of_model(extra: Mapping[str, Any] | None) -> Kind:
+    """The kind that a model was fitted on, by what it remembers."""
+    return next((kind for kind in reversed(KINDS) if kind.key in (extra or {})), KINDS[0])
+
+
+def of_options(command: str, options: Any) -> Kind | None:
+    """The one kind that has an option which was given; None: no option tells."""
+    found = [kind for kind in KINDS if given(options) & _names(getattr(kind, command))]
+    return found[0] if len(found) == 1 else None
+
+
+def refuse_others(kind: Kind, command: str, options: Any) -> None:
+    """Raise a ValueError for an option that means nothing for this kind."""
+    if others := sorted(given(options) - _names(getattr(kind, command))):
+        raise ValueError(f"--{others[0].replace('_', '-')} means nothing for {kind.words}: leave it out")
+
+
+def _names(options: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(options)}
+
+
+def given(options: Any) -> set[str]:
+    """The names of options that are not as they are by default."""
+    return {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}

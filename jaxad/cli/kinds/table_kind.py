@@ -1,0 +1,129 @@
+"""Tables on the command line: files of rows, each a few numbers."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How a table is read."""
+
+    label_column: str | None = None
+    """Tables: column of a csv or parquet file with 0 (normal) or 1 (anomalous). It is not scored: rows to learn from that are labelled 1
+    are left out, scores of new ones are measured against it."""
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No option of its own."""
+
+
+class Tables:
+    """The plug: see ``kinds.Kind``."""
+
+    key, words, items, default = "columns", "a file of rows", "rows", "recommended"
+    to_score, settings = "FILE --out scores.csv", ()
+    Fitting = Scoring = Labels
+    Generating = Nothing
+
+    def holds(self, data: Path, options: Any = None) -> bool:
+        """Whatever is no folder."""
+        return not data.is_dir()
+
+    def detectors(self) -> dict[str, Any]:
+        """Ours of rows, and all that other packages list."""
+        from jaxad.detectors.catalogue import ROWS, elsewhere, saveable
+
+        return saveable(ROWS | elsewhere())
+
+    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, Any, str]:
+        """The normal rows."""
+        from jaxad.data import read_table
+
+        table = read_table(data, label_column=options.label_column)
+        rows = table.x
+        if table.y is not None:
+            rows = rows[table.y == 0]
+            if not len(rows):
+                raise ValueError(f"{data} holds no normal row to learn from: all {len(table.x)} are labelled anomalous")
+            say(f"{len(table.x) - len(rows)} rows labelled anomalous are left out of training")
+        return rows, table.columns, f"{len(rows)} rows of {rows.shape[1]} features"
+
+    def score(self, asked: Any, options: Any) -> None:
+        """In pieces, so that a file may be of any length."""
+        from jaxad import metrics
+        from jaxad.cli.terminal import plain_console, say_scored
+        from jaxad.data import table_blocks
+        from jaxad.shipping.bulk import read_scores, score_file
+
+        detector, extra, mark = asked.loaded
+        data, out, label = asked.data, asked.out, options.label_column
+        how = {"columns": extra.get("columns"), "label_column": label, "mark": mark, "progress": True}
+        say_scored("rows", score_file(detector, data, out, **how, **asked.rates), out)
+        if label is None and data.suffix.lower() != ".npz":
+            return
+        labels = [piece.y for piece in table_blocks(data, label_column=label) if piece.y is not None]
+        if labels and len(np.unique(np.concatenate(labels))) == 2:
+            y, scores = np.concatenate(labels), read_scores(out)
+            plain_console().print(
+                f"AUROC {metrics.auroc(y, scores):.4f}, average precision {metrics.average_precision(y, scores):.4f}"
+            )
+
+    def generate(self, model: Path, out: Path, made: dict[str, Any], options: Any) -> None:
+        """A .npz file of rows of all kinds of the cycle."""
+        from jaxad.cli.terminal import plain_console
+        from jaxad.detectors.persistence import load_detector, load_extra
+        from jaxad.generation import Kind
+
+        count, strength = 1000 if made["count"] is None else made["count"], made["strength"]
+        if len(strength) > 1:
+            raise ValueError(f"rows are made at one --strength, got {', '.join(map(str, strength))}")
+        how = {"seed": made["seed"], "strength": strength[0] if strength else 1.0}
+        if out.suffix != ".npz":
+            raise ValueError(f"--out is a .npz file, got {out}")
+        if out.exists():
+            raise FileExistsError(f"{out} exists; generated anomalies never replace a file: choose another name")
+        if not out.parent.is_dir():
+            raise ValueError(f"{out} cannot be written: expected the name of a file in a folder that exists")
+        detector = load_detector(model)
+        found = generator(detector, model)(count, **how)
+        kinds = np.array([Kind(int(code)).name.lower() for code in found.kind])
+        p = detector.p_values(found.x)
+        severity = {kind: float(np.median(p[kinds == kind])) for kind in sorted(set(kinds))}
+        card = {"jaxad": version("jaxad"), "count": count, **how, "columns": (load_extra(model) or {}).get("columns")}
+        arrays = {"X": found.x, "y": np.ones(count, np.int64), "mask": np.asarray(found.mask), "kind": kinds, "p": p}
+        unfinished = out.with_name(f".{out.name}")
+        try:
+            np.savez_compressed(unfinished, **arrays, card=np.array(json.dumps({**card, "severity": severity})))
+            unfinished.rename(out)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        told = ", ".join(f"{kind} {value:.3f}" for kind, value in severity.items())
+        plain_console().print(f"{count} anomalies written to {out}; median p-value of each kind: {told}")
+
+
+def generator(detector: Any, model: Path) -> Any:
+    """``(count, seed=, strength=) -> Generated``, of a detector that makes anomalies itself, or whose scorer holds a denoiser of rows.
+
+    Raises:
+        ValueError: it holds none; the message names detectors that do.
+    """
+    from jaxad.detectors.taught import make_anomalies
+
+    if hasattr(detector, "generate"):
+        return detector.generate
+    scorer = getattr(detector, "scorer_", None)
+    if not hasattr(scorer, "denoiser") or len(getattr(detector, "sample_shape_", (0,))) > 1:
+        raise ValueError(
+            f"{model} holds a {type(detector).__name__}, which has no denoiser of rows to make anomalies with: fit recommended, ddpm or "
+            "dit with jaxad fit, or make one with jaxad cycle"
+        )
+    scorer.denoiser()  # says why not, if there is none, before any work
+    normals = scorer.normal_rows() if hasattr(scorer, "normal_rows") else None
+    return partial(make_anomalies, scorer, detector.standardiser_, normals=normals)

@@ -1,0 +1,57 @@
+"""``jaxad score``."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxad.cli import kinds
+from jaxad.cli.terminal import check_rates
+
+
+def score(
+    model: Annotated[Path, tyro.conf.Positional],
+    data: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    alpha: float | None = None,
+    fdr: float | None = None,
+    *,
+    by_kind: Annotated[
+        Any, tyro.conf.arg(constructor_factory=lambda: kinds.options_of("Scoring")), tyro.conf.OmitArgPrefixes
+    ],
+) -> None:
+    """Score a file or a folder with a saved detector: a csv of row, anomaly_score (larger = more anomalous), p_value and flagged (0 or 1).
+
+    The p-value is the chance that a normal row scores so high, by the normal rows that ``fit`` has held out.
+
+    Args:
+        model: folder written by ``jaxad fit`` or by ``jaxad export``.
+        data: file of rows with the columns of training; or a folder of pictures, or one with test/good, test/<defect> and ground_truth.
+        out: csv file to write.
+        alpha: flag rows with a p-value up to this: so large a share of normal rows is flagged. Default: the false alarm rate of ``fit``.
+        fdr: flag as many rows as possible of which this share, on average, is normal (Benjamini and Hochberg's false discovery rate).
+        by_kind: of tables, of pictures.
+    """
+    check_rates(alpha, fdr)
+    if out.is_dir():
+        raise ValueError(f"--out names a csv file, {out} is a folder")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: the folder {out.parent} does not exist")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise ValueError(f"--out {out} cannot be written: check the permissions")
+    if out.exists() and data.exists() and out.samefile(data):
+        raise ValueError(f"--out {out} is the file to score, which it would replace: choose another name")
+    from jaxad.shipping.bulk import load
+
+    loaded = load(model)
+    kind = kinds.of_model(loaded.extra)
+    if kind.key not in loaded.extra and not loaded.scores_rows:
+        raise ValueError(
+            f"{model} does not say how its data is read from files: score arrays with it, from Python, or name what jaxad fit has saved"
+        )
+    if not kind.holds(data, by_kind):
+        got = kinds.of_data(data, by_kind).words if data.exists() else "missing"
+        raise ValueError(f"{model} was fitted on {kind.words}, {data} is {got}")
+    kinds.refuse_others(kind, "Scoring", by_kind)
+    kind.score(kinds.Asked(model, loaded, data, out, alpha, fdr), by_kind)

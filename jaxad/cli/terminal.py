@@ -1,0 +1,95 @@
+"""What every command shares: sentences on the terminal, exit codes, places to write to, and the compilation cache."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SWEPT = "interrupted; finished cells are kept, the same command goes on from there"
+
+
+def plain_console(of_main: bool = False) -> "Console":
+    """For sentences with paths in them: no markup (a path may hold brackets), no line breaks (it may be copied).
+
+    With ``of_main`` only the main one of several processes speaks.
+    """
+    from rich.console import Console
+
+    quiet = False
+    if of_main:
+        from jaxad.runtime.distributed import is_main
+
+        quiet = not is_main()
+    return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
+
+
+def compilation_cache() -> Path:
+    """Where compiled programs are kept between runs: under XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxad" / "xla"
+
+
+def use_compilation_cache() -> None:
+    """Switch on JAX's persistent compilation cache, so that the second run of a command does not compile again."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@contextmanager
+def exit_on_mendable() -> Iterator[None]:
+    """One sentence and exit code 2 for what the user can mend."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"jaxad: {message}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+@contextmanager
+def exit_on_user_error(interrupted: str = SWEPT) -> Iterator[None]:
+    """``exit_on_mendable``; 75 for a run that was told to stop and has saved; 130 and a word for Ctrl-C. The rest is a bug and keeps its
+    traceback.
+    """
+    try:
+        with exit_on_mendable():
+            yield
+    except KeyboardInterrupt:
+        print(f"jaxad: {interrupted}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except SystemExit as stopped:
+        if said := getattr(stopped, "message", None):  # runs.RunStopped, known without importing what trains
+            print(f"jaxad: {said}", file=sys.stderr)
+        raise
+
+
+def check_rates(alpha: float | None, fdr: float | None) -> None:
+    """Raise a ValueError unless at most one rate is given, and lies in [0, 1]."""
+    if alpha is not None and fdr is not None:
+        raise ValueError(
+            "--alpha bounds the share of normal rows that are flagged, --fdr that of flagged rows that are normal: give one"
+        )
+    for option, rate in (("--alpha", alpha), ("--fdr", fdr)):
+        if rate is not None and not 0 <= rate <= 1:
+            raise ValueError(f"{option} is a rate between 0 and 1, got {rate}")
+
+
+def check_file(written: Path | None) -> None:
+    """Raise a ValueError unless ``written`` may become a file, or is None."""
+    if written is not None and (written.is_dir() or not written.parent.is_dir()):
+        raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
+
+
+def say_scored(what: str, done: Any, out: Path) -> None:
+    """Of ``bulk.Scored``: how many, how fast, where."""
+    earlier = f" ({done.taken_up} of them by an earlier run)" if done.taken_up else ""
+    plain_console().print(
+        f"{done.rows} {what} scored in {done.seconds:.1f} s{earlier}, {done.flagged} flagged; written to {out}"
+    )
