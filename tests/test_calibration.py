@@ -260,7 +260,7 @@ def test_equal_rows_stay_on_one_side(method):
     model = ConformalDetector(Nearest(), method=method).fit(X)
     assert all((scores < 0.0).all() for scores in model.calibration_scores_)  # a copy would be at distance 0
     if method == "split":
-        assert len(model.calibration_scores_[0]) == 40
+        assert len(model.calibration_scores_) == 40
         assert len(model.detectors_[0].train_) == 160
     else:
         assert sum(map(len, model.calibration_scores_)) == 200
@@ -273,7 +273,7 @@ def test_few_distinct_rows_are_split_as_far_as_they_go():
     assert len(cross_conformal(Nearest, X, folds=5).detectors) == 3
     for seed in range(20):
         model = ConformalDetector(Nearest(), random_state=seed).fit(X)
-        assert 0 < len(model.calibration_scores_[0]) < 55
+        assert 0 < len(model.calibration_scores_) < 55
     with pytest.raises(ValueError, match="need 2 distinct rows, got 10 equal ones"):
         ConformalDetector(Nearest()).fit(np.ones((10, 4)))
 

@@ -196,7 +196,7 @@ def test_of_few_rows_none_is_scored_by_what_it_was_in(monkeypatch):
         fold = np.array([tuple(row) in each for row in rows])
         first[fold] = -original(MahalanobisDetector(), rows[~fold]).score_samples(rows[fold])
         along[fold] = standardised[fold] @ cycle.direction(standardised[~fold], far)
-    expected = (cycle.Scale(*detector.first_scale_)(first) + cycle.Scale.fit(along)(along)) / 2
+    expected = (cycle.Scale(*detector.scorer_.first_scale)(first) + cycle.Scale.fit(along)(along)) / 2
     np.testing.assert_allclose(detector.calibration_scores_, -expected, rtol=1e-4, atol=1e-5)
     # And what the direction adds is judged on each known anomaly by directions that have not seen it.
     gains, known_first = [], -detector.first_.score_samples(known)
@@ -205,7 +205,7 @@ def test_of_few_rows_none_is_scored_by_what_it_was_in(monkeypatch):
         for each in left_out:
             fold = np.array([tuple(row) in each for row in rows])
             along[fold] = standardised[fold] @ cycle.direction(standardised[~fold], others)
-        scale, its = cycle.Scale(*detector.first_scale_), cycle.Scale.fit(along)
+        scale, its = cycle.Scale(*detector.scorer_.first_scale), cycle.Scale.fit(along)
         alone = np.array([scale(known_first[i]), its(far[i] @ cycle.direction(standardised, others))])
         gains.append(cycle.gain(np.stack([scale(first), its(along)]), alone[:, None]))
     assert detector.known_gain_ == pytest.approx(np.mean(gains), abs=1e-9)

@@ -9,7 +9,8 @@ from jaxad import data, noise, scoring, training
 from jaxad.denoisers import MLP, DiT
 from jaxad.detectors import DiffusionDetector, DTECategorical, DTEInverseGamma, SquaredNorm, fit_many
 from jaxad.detectors.catalogue import DIT, untrained_dit
-from jaxad.detectors.fitting import ProgressBar, Standardiser, hold_out, train, train_many
+from jaxad.detectors.estimator import Standardiser
+from jaxad.detectors.fitting import ProgressBar, hold_out, train, train_many
 from jaxad.evaluation import clean
 from jaxad.metrics import auroc
 from jaxad.runtime.sharding import data_mesh
