@@ -12,6 +12,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def our_tasks(network, x, num_levels):
     """``({task: function without arguments}, number of parameters)``."""
     optimizer = training.adam(1e-3)
     loss = training.simple_loss(network, noise.NOISE)
-    schedule, levels = noise.cosine(1000).to(jnp.float32), noise.log_uniform(num_levels).to(jnp.float32)
+    schedule = noise.cosine(1000).to(jnp.float32)
+    levels = noise.log_uniform(max(num_levels, 2))[:num_levels].to(jnp.float32)
     step = jax.jit(
         lambda state, rows: training.train_step(state, rows, schedule, loss=loss, optimizer=optimizer), donate_argnums=0
     )
@@ -133,10 +135,9 @@ def our_tasks(network, x, num_levels):
     )
 
 
-def their_model(network, shape):
+def their_model(network, shape) -> Any:
     """diffusers' network of the same function as ``network``, a DiT or a U-Net, on pictures of ``shape``."""
-    import diffusers
-
+    diffusers: Any = import_module("diffusers")
     size, channels = shape[0], shape[-1]
     if isinstance(network, DiT):
         return diffusers.DiTTransformer2DModel(
@@ -178,7 +179,7 @@ def their_tasks(network, x, num_levels, *, device: str = "cpu", half: bool = Fal
     clean = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).to(device)
     if on_gpu and isinstance(network, UNet):  # how cuDNN likes its convolutions
         model, clean = model.to(memory_format=torch.channels_last), clean.to(memory_format=torch.channels_last)
-    call = torch.compile(model) if compiled else model
+    call: Any = torch.compile(model) if compiled else model
     labels = {"class_labels": torch.zeros(len(x), dtype=torch.long, device=device)} if isinstance(network, DiT) else {}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=on_gpu)
     cosine = noise.cosine(1000)
