@@ -5,14 +5,16 @@
 One training step (loss, gradients, Adam) and one-jump scoring of a batch at eight noise levels, float32, 28 or 32 pixels, the networks
 that coincide in both libraries (tests/test_unet.py, tests/test_dit_parity.py). Alternating in one process: ours, theirs, ours, ...;
 medians, first calls apart. PyTorch runs eagerly. Written to ``experiments/results/speed_images.jsonl``; expected: docs/images.md. The
-comparison with ``torch.compile`` on a GPU is not written.
+comparison with ``torch.compile`` on a GPU, in half precision, is a check of `experiments.gpu`.
 """
 
 import json
 import os
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +68,7 @@ def run(config: Config) -> list[dict]:
         network, shape = NETWORKS[name]
         x = np.random.default_rng(0).normal(size=(config.batch_size, *shape)).astype(np.float32)
         ours, our_count = our_tasks(network, x, config.levels)
-        theirs, their_count = their_tasks(name, x, config.levels)
+        theirs, their_count = their_tasks(network, x, config.levels)
         for task in ours:
             first = {"jaxad": timed(ours[task]), "diffusers": timed(theirs[task])}
             times = {"jaxad": [], "diffusers": []}
@@ -111,7 +113,8 @@ def our_tasks(network, x, num_levels):
     """``({task: function without arguments}, number of parameters)``."""
     optimizer = training.adam(1e-3)
     loss = training.simple_loss(network, noise.NOISE)
-    schedule, levels = noise.cosine(1000).to(jnp.float32), noise.log_uniform(num_levels).to(jnp.float32)
+    schedule = noise.cosine(1000).to(jnp.float32)
+    levels = noise.log_uniform(max(num_levels, 2))[:num_levels].to(jnp.float32)
     step = jax.jit(
         lambda state, rows: training.train_step(state, rows, schedule, loss=loss, optimizer=optimizer), donate_argnums=0
     )
@@ -132,53 +135,69 @@ def our_tasks(network, x, num_levels):
     )
 
 
-def their_tasks(name, x, num_levels):
-    """The same with diffusers, whose U-Net and DiT are the same functions (but for DiT's embedders, one per block)."""
-    import diffusers
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    channels, size = x.shape[-1], x.shape[1]
-    if name == "dit":
-        model = diffusers.DiTTransformer2DModel(
-            num_attention_heads=4,
-            attention_head_dim=32,
+def their_model(network, shape) -> Any:
+    """diffusers' network of the same function as ``network``, a DiT or a U-Net, on pictures of ``shape``."""
+    diffusers: Any = import_module("diffusers")
+    size, channels = shape[0], shape[-1]
+    if isinstance(network, DiT):
+        return diffusers.DiTTransformer2DModel(
+            num_attention_heads=network.heads,
+            attention_head_dim=network.hidden // network.heads,
             in_channels=channels,
             out_channels=channels,
-            num_layers=4,
+            num_layers=network.depth,
             sample_size=size,
-            patch_size=4,
+            patch_size=network.patch_size,
             num_embeds_ada_norm=1,
             norm_eps=1e-6,
         )
-        labels = torch.zeros(len(x), dtype=torch.long)
+    kinds = ["Attn" if factor in network.attention else "" for factor in network.factors]
+    return diffusers.UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(network.channels * multiplier for multiplier in network.multipliers),
+        layers_per_block=network.blocks,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        attention_head_dim=network.head_channels,
+        norm_num_groups=network.groups,
+    )
 
-        def predict(noisy, steps):
-            return model(noisy, timestep=steps, class_labels=labels).sample
-    else:
-        model = diffusers.UNet2DModel(
-            sample_size=size,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            attention_head_dim=32,
-            norm_num_groups=32,
-        )
 
-        def predict(noisy, steps):
-            return model(noisy, steps).sample
+def their_tasks(network, x, num_levels, *, device: str = "cpu", half: bool = False, compiled: bool = False):
+    """The same with diffusers, whose U-Net and DiT are the same functions (but for DiT's embedders, one per block).
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    clean = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+    ``half`` computes in bfloat16 by autocast, parameters in float32, as our ``dtype`` does; ``compiled`` is ``torch.compile``.
+    """
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    on_gpu = device != "cpu"
+    model: Any = their_model(network, x.shape[1:]).to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    clean = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).to(device)
+    if on_gpu and isinstance(network, UNet):  # how cuDNN likes its convolutions
+        model, clean = model.to(memory_format=torch.channels_last), clean.to(memory_format=torch.channels_last)
+    call: Any = torch.compile(model) if compiled else model
+    labels = {"class_labels": torch.zeros(len(x), dtype=torch.long, device=device)} if isinstance(network, DiT) else {}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=on_gpu)
     cosine = noise.cosine(1000)
-    alpha, sigma = (torch.from_numpy(np.asarray(values, np.float32)) for values in (cosine.alpha, cosine.sigma))
+    alpha, sigma = (
+        torch.from_numpy(np.asarray(values, np.float32)).to(device) for values in (cosine.alpha, cosine.sigma)
+    )
+
+    def predict(noisy, steps):
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            return call(noisy, timestep=steps, **labels).sample.float()
+
+    def finish():
+        if on_gpu:
+            torch.cuda.synchronize()
 
     def train():
         model.train()
-        steps = torch.randint(0, 1000, (len(clean),))
+        steps = torch.randint(0, 1000, (len(clean),), device=device)
         eps = torch.randn_like(clean)
         noisy = alpha[steps, None, None, None] * clean + sigma[steps, None, None, None] * eps
         loss = ((predict(noisy, steps) - eps) ** 2).mean()
@@ -186,16 +205,18 @@ def their_tasks(name, x, num_levels):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        finish()
 
     def score():
         model.eval()
         with torch.no_grad():
             for step in np.linspace(50, 950, num_levels).astype(int):
-                steps = torch.full((len(clean),), int(step))
+                steps = torch.full((len(clean),), int(step), device=device)
                 noisy = alpha[step] * clean + sigma[step] * torch.randn_like(clean[:1])
                 ((noisy - sigma[step] * predict(noisy, steps)) / alpha[step] - clean).square().mean(dim=(1, 2, 3))
+        finish()
 
-    return {"train step": train, "score": score}, sum(p.numel() for p in model.parameters())
+    return {"train step": train, "score": score}, parameters
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def evaluate(
 @cache
 def current_commit() -> str | None:
     """The commit of the checkout this package runs from, with ``+`` if it has changes; None for an installed package."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

@@ -1,0 +1,1 @@
+"""What ``experiments.gpu`` is made of: the watch over its time, and its checks. Never imported by the library."""
