@@ -321,7 +321,7 @@ def test_only_ten_pictures_of_a_kind_are_used(tmp_path):
 
 
 def test_a_run_that_fails_while_writing_leaves_nothing(home, detector, tmp_path, monkeypatch):
-    monkeypatch.setattr(defects, "_body", lambda *_: 1 / 0)
+    monkeypatch.setattr(defect_folder, "_body", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         defect_folder.write_defects(detector, home / "normal", tmp_path / "out", reading=READING)
     assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ PACKAGE = Path(jaxad.__file__).parent
 FLOORS = {
     r"noise|coarse|denoisers(\..+)?|data(\..+)?|metrics(\..+)?|runtime(\.(cluster|distributed|sharding))?": 0,
     r"shipping(\.(bodies|bundle))?|reports": 0,
+    r"detectors\.(scorer|search)": 0.3,
     r"detectors\.(estimator|neighbours|copula|gaussian|views)": 0.5,
     r"denoising|detectors\.(appearance|conformal)": 1,
     r"closed_form": 1.5,
