@@ -18,6 +18,9 @@ from jaxad.noise import VELOCITY, NoiseLevel, Prediction, expand, posterior, tra
 Denoise = Callable[[Array, NoiseLevel], Array]
 """``(noisy [batch, *sample], level with arrays of shape [] or [batch]) -> posterior mean of the clean sample, [batch, *sample]``."""
 
+Network = nn.Module
+"""What is called as ``network.apply({"params": params}, x, log_snr)``: a linen module, which is its own configuration."""
+
 Variance = Callable[[Array, NoiseLevel, NoiseLevel], Array]
 """``(noisy, cleaner, noisier) -> variance of the reverse step``, broadcastable against ``noisy``; see ``jaxad.sampling.ancestral``."""
 

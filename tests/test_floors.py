@@ -117,7 +117,7 @@ def uses(module: str, dotted: str) -> bool:
     [
         ("flax.linen", r"denoisers(\..+)?|denoising"),
         # `export` lowers a jitted program and `bundle` runs it: what is compiled there is not made of the library's functions.
-        ("jax.jit", r"training|detectors(\..+)?|shipping\.(export|bundle)"),
+        ("jax.jit", r"training|detectors\.(estimator|fitting|defects)|shipping\.(export|bundle)"),
         ("jax.make_mesh", r"runtime\.sharding"),
         ("jax._src", r"runtime\.distributed"),
         ("jax.distributed", r"runtime\.distributed"),

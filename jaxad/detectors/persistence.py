@@ -11,7 +11,6 @@ from types import FunctionType
 from typing import Any
 
 import flax.errors
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from jaxad import denoisers, noise, sampling, scoring, training
 from jaxad.data.dataset import did_you_mean
+from jaxad.denoising import Network
 from jaxad.detectors.estimator import Estimator, listed_elsewhere, on_device
 from jaxad.detectors.scorer import Scorer, tells_where
 from jaxad.runtime.checkpoint import (
@@ -76,14 +76,14 @@ def known_things() -> dict[str, Any]:
         own = [thing for thing in vars(sys.modules[module]).values() if getattr(thing, "__module__", None) == module]
         classes = [thing for thing in own if isinstance(thing, type)]
         things |= {
-            _name_of(cls): cls for cls in classes if _is_record(cls) or issubclass(cls, (Estimator, Scorer, nn.Module))
+            _name_of(cls): cls for cls in classes if _is_record(cls) or issubclass(cls, (Estimator, Scorer, Network))
         }
     return things
 
 
 def _is_ours(thing) -> bool:
     if isinstance(thing, type):
-        return thing.__module__.startswith("jaxad.") and (_is_record(thing) or issubclass(thing, nn.Module))
+        return thing.__module__.startswith("jaxad.") and (_is_record(thing) or issubclass(thing, Network))
     return callable(thing) and str(getattr(thing, "__module__", "")).startswith("jaxad.")
 
 
@@ -289,7 +289,7 @@ def _fields(value: Any) -> dict[str, Any]:
     if isinstance(value, tuple):
         return dict(zip(value._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
     # `parent` and `name` are linen's own and belong to a network inside another.
-    own = ("parent", "name") if isinstance(value, nn.Module) else ()
+    own = ("parent", "name") if isinstance(value, Network) else ()
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.name not in own}
 
 
