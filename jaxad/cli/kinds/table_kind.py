@@ -118,7 +118,7 @@ def generator(detector: Any, model: Path) -> Any:
 
     if hasattr(detector, "generate"):
         return detector.generate
-    scorer = getattr(detector, "scorer_", None)
+    scorer: Any = getattr(detector, "scorer_", None)
     if not hasattr(scorer, "denoiser") or len(getattr(detector, "sample_shape_", (0,))) > 1:
         raise ValueError(
             f"{model} holds a {type(detector).__name__}, which has no denoiser of rows to make anomalies with: fit recommended, ddpm or "
