@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jaxad import data, fit_many, load_detector, save_detector
+from jaxad import KNNDetector, data, fit_many, load_detector, save_detector
 from jaxad.detectors import Detector, catalogue, estimator
 from jaxad.detectors.explanation import gradients, nearest_normal, shapley_contributions
 from jaxad.detectors.scorer import stack
@@ -70,8 +70,11 @@ def test_scores_threshold_and_p_values(detector):
     np.testing.assert_allclose(detector.score_samples(NEW[::-1])[::-1], scores, rtol=1e-6)
     assert (detector.predict(NEW, alpha=0.2) == -1).sum() >= (detector.predict(NEW, alpha=0.05) == -1).sum()
     assert ((detector.p_values(NEW) > 0) & (detector.p_values(NEW) <= 1)).all()
-    with pytest.raises(ValueError, match="this MedianDetector cannot tell where"):
-        detector.where(NEW)
+    again, where = detector.score_and_where(NEW)
+    np.testing.assert_allclose(again, scores, rtol=1e-6)
+    np.testing.assert_allclose(where.max(axis=1), -scores, rtol=1e-6)
+    with pytest.raises(ValueError, match="this KNNDetector cannot tell where"):
+        KNNDetector().fit(X).where(NEW)
 
 
 def test_saved_and_loaded(detector, tmp_path):
@@ -90,12 +93,20 @@ def test_exported_and_served(soft, tmp_path):
     bundle = load_scorer(tmp_path / "bundle")
     expected = detector.score_samples(NEW)
     np.testing.assert_allclose(bundle.score_samples(NEW), expected, rtol=1e-4)
+    np.testing.assert_allclose(bundle.where(NEW), detector.where(NEW), rtol=1e-4)
+    assert bundle.where_threshold_ == detector.where_threshold_
     with starlette.TestClient(serve.application(bundle, DEFAULT)) as client:
         answer = client.post(
             "/score", content=json.dumps({"rows": NEW[:3].tolist()}), headers={"content-type": "application/json"}
         )
         assert answer.status_code == 200
         np.testing.assert_allclose(answer.json()["score"], expected[:3], rtol=1e-4)
+        assert "where" not in answer.json()
+        body, headers = json.dumps({"rows": NEW[:3].tolist()}), {"content-type": "application/json"}
+        answer = client.post("/score?where=1", content=body, headers=headers).json()
+        np.testing.assert_allclose(answer["where"], detector.where(NEW[:3]), rtol=1e-4)
+        assert answer["where_threshold"] == detector.where_threshold_
+        assert client.post("/score?where=2", content=body, headers=headers).status_code == 400
 
 
 def test_explained():

@@ -14,10 +14,11 @@ class WorstColumn(Scorer):
     spread: Float[Array, "..."]
     soft: bool = static()
 
+    def where(self, rows):
+        return jnp.abs(rows - self.centre[None]) / self.spread[None]
+
     def __call__(self, rows):
-        """Deviations of rows."""
-        z = jnp.abs(rows - self.centre[None]) / self.spread[None]
-        return jnp.sum(z**8, axis=1) ** 0.125 if self.soft else jnp.max(z, axis=1)
+        return jnp.sum(self.where(rows) ** 8, axis=1) ** 0.125 if self.soft else jnp.max(self.where(rows), axis=1)
 
 
 class MedianDetector(Estimator):
@@ -28,9 +29,10 @@ class MedianDetector(Estimator):
         self.false_alarm_rate = false_alarm_rate
 
     def _learn(self, X):
-        scale = Standardiser.fit(X)
-        rows, held_out = (scale(X[part]) for part in (np.arange(len(X)) % 3 > 0, np.arange(len(X)) % 3 == 0))
+        scale, held_out = Standardiser.fit(X), np.arange(len(X)) % 3 == 0
+        rows = scale(X[~held_out])
         centre = np.median(rows, axis=0)
-        spread = np.median(np.abs(rows - centre), axis=0) + 1e-3
-        scorer = WorstColumn(centre, spread, soft=self.soft)
-        return Learned(scale, scorer, np.asarray(scorer(jnp.asarray(held_out))))
+        scorer = WorstColumn(centre, np.median(np.abs(rows - centre), axis=0) + 1e-3, soft=self.soft)
+        normal = np.asarray(scorer(jnp.asarray(scale(X[held_out]))))
+        self.where_threshold_ = float(np.quantile(normal, 1 - self.false_alarm_rate))
+        return Learned(scale, scorer, normal)
