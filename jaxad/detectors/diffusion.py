@@ -228,6 +228,8 @@ class DiffusionDetector(Estimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    losses_: np.ndarray
+    validation_losses_: np.ndarray
     _takes_pictures = True
     _learn = learn_alone  # pyright: ignore[reportAssignmentType]
 

@@ -204,7 +204,7 @@ class Estimator(OutlierMixin, BaseEstimator):
     scorer_: Any
     standardiser_: Standardiser
     offset_: float
-    calibration_scores_: np.ndarray
+    calibration_scores_: Any
     n_features_in_: int
     _takes_pictures = False
     """Rows of any rank, not of one axis only."""

@@ -35,7 +35,7 @@ class NeighbourDistance(Scorer):
     def __call__(self, rows: Float[Array, "batch features"], own=None) -> Float[Array, " batch"]:
         """Distances; ``own [batch]`` leaves that known row out of a row's neighbours."""
         squared = squared_distances(self.known, rows, self.neighbours, own)
-        return self.unit * _AGGREGATES[self.aggregate](root(squared))
+        return jnp.asarray(self.unit) * _AGGREGATES[self.aggregate](root(squared))
 
 
 class MostProbableVariance(Scorer):
@@ -49,7 +49,8 @@ class MostProbableVariance(Scorer):
 
     def __call__(self, rows: Float[Array, "batch features"], own=None) -> Float[Array, " batch"]:
         """Variances, or steps; ``own [batch]`` leaves that known row out of a row's neighbours."""
-        mean = self.unit**2 * jnp.mean(squared_distances(self.known, rows, self.neighbours, own), axis=1)
+        squared = squared_distances(self.known, rows, self.neighbours, own)
+        mean = jnp.asarray(self.unit) ** 2 * jnp.mean(squared, axis=1)
         if self.bounds is None:
             return mean / rows.shape[1]
         return jnp.searchsorted(self.bounds, mean, side="left").astype(rows.dtype)

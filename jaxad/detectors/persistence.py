@@ -386,9 +386,9 @@ def _try_out(detector: Any) -> None:
                 f"the steps before the {type(detector[-1]).__name__} give rows of {seen.shape[1:]}; save it again"
             )
         return _try_out(detector[-1])
-    shape = tuple(getattr(detector, "sample_shape_", (detector.n_features_in_,)))
+    shape: tuple[int, ...] = tuple(getattr(detector, "sample_shape_", (detector.n_features_in_,)))
     row = np.zeros((1, *shape))
-    if row.shape[1] != detector.n_features_in_:
+    if shape[0] != detector.n_features_in_:
         raise CheckpointError(f"rows of shape {list(shape)} have no {detector.n_features_in_} features; save it again")
     if detector.scorer_ is None:
         found = detector.score_samples(row)

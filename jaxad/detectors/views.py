@@ -54,7 +54,7 @@ class Views(Scorer):
         low, high = (_places(self.columns, rows, side) for side in ("left", "right"))
         seen = jnp.stack([rows, centred @ self.whitening, ((low + high) / (2 * self.rows)).T])
         # One after the other, by one program: three would take three times as long to compile.
-        nearest = jax.lax.map(lambda of: root(squared_distances(*of, 1)[:, 0]), (self.known, seen))
+        nearest = jax.lax.map(lambda of: root(squared_distances(of[0], of[1], 1)[:, 0]), (self.known, seen))
         conditional = jnp.mean(jnp.abs(centred @ self.residual), axis=1)
         isolation = isolation_in_columns(self.columns, rows, low, self.column_neighbours)
         isolated = jnp.arcsinh((isolation - self.column_centre[:, None]) / self.column_scale[:, None])
