@@ -28,7 +28,7 @@ X = jnp.full((8, SIDE, SIDE, 1), 1.0) + 0.3 * jax.random.normal(jax.random.key(0
 MASK = g.perlin_masks(jax.random.key(1), 8, SIDE, SIDE, smallest=0.1)
 
 
-@pytest.mark.parametrize("module", ["masks", "images"])
+@pytest.mark.parametrize("module", ["masks", "masked"])
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"jaxad.generation.{module}"))
     assert result.attempted

@@ -38,7 +38,7 @@ def exact_variance(spread):
     return variance
 
 
-@pytest.mark.parametrize("module", ["generated", "strength", "guided", "typed"])
+@pytest.mark.parametrize("module", ["generated", "strength", "low_density", "typed"])
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"jaxad.generation.{module}"))
     assert result.attempted

@@ -437,7 +437,7 @@ PROGRAM = """
 import sys
 for name in {blocked}:
     sys.modules[name] = None
-from jaxad import serve
+from jaxad.shipping import serve
 serve.main({words})
 print(sorted(name for name in sys.modules if name.startswith("jaxad")))
 """

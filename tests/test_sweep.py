@@ -102,7 +102,8 @@ def test_a_killed_run_loses_only_the_cell_in_flight(tmp_path):
     script = f"""
 import os, signal
 from sklearn.ensemble import IsolationForest
-from jaxad import data, sweep
+from jaxad import data
+from jaxad.evaluation import sweep
 class Killed(IsolationForest):
     def score_samples(self, X):
         os.kill(os.getpid(), signal.SIGKILL)
