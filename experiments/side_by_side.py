@@ -1,4 +1,6 @@
-"""Is this checkout slower than another one? Fit and score, cold and warm, alternating, each in a process of its own.
+"""Is this checkout slower than another one?
+
+Fit and score, cold and warm, alternating, each in a process of its own.
 
 .venv/bin/python -m experiments.side_by_side --other ../old
 
