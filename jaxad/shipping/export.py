@@ -69,6 +69,7 @@ def export_detector(
         CheckpointError: ``path`` cannot be written, or holds something else than a bundle.
 
     >>> import tempfile
+    >>> from jaxad import MahalanobisDetector
     >>> detector = MahalanobisDetector().fit(np.random.default_rng(0).normal(size=(50, 3)))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     export_detector(detector, f"{folder}/scorer", licence="CC-BY-4.0")
@@ -145,6 +146,7 @@ def check_exportable(detector: Any) -> None:
     Raises:
         ValueError: it cannot; the message says why.
 
+    >>> from jaxad import COPOD
     >>> check_exportable(COPOD(transductive=True).fit(np.eye(3)))
     Traceback (most recent call last):
     ...
