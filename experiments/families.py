@@ -78,7 +78,7 @@ class Rescored(BaseEstimator):
         rng = np.random.RandomState(self.seed)
         rng.randint(2**31 - 1)
         score, aggregate, draws = self.family
-        self.model_.set_params(score=score, aggregate=aggregate, draws=draws)
+        self.model_.set_params(scorer=score, aggregate=aggregate, draws=draws)
         self.model_.calibrate(hold_out(X, rng)[1])
         self.model_.score_samples(np.resize(X, (1024, X.shape[1])))  # the clock of `evaluate` meets a compiled program
         return self

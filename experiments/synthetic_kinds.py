@@ -92,7 +92,7 @@ def run(config: Config) -> list[Evaluation]:
 
     def diffusion(score, seed):
         network = MLP(width=128, depth=2)
-        return DiffusionDetector(network, score=score, draws=1, num_steps=config.num_steps, random_state=seed)
+        return DiffusionDetector(network, scorer=score, draws=1, num_steps=config.num_steps, random_state=seed)
 
     table: dict[str, Callable[[int], Detector]] = {
         **choose(CLASSICAL),

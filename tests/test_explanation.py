@@ -34,7 +34,7 @@ def diffusion():
 @pytest.mark.parametrize("scorer", [scoring.denoising_error, scoring.reconstruction_error])
 @pytest.mark.parametrize("aggregate", [scoring.z_mean, scoring.total])
 def test_errors_by_level_and_column_are_the_score(diffusion, scorer, aggregate):
-    detector = diffusion.set_params(score=scorer, aggregate=aggregate).calibrate(X)
+    detector = diffusion.set_params(scorer=scorer, aggregate=aggregate).calibrate(X)
     base, contributions = error_contributions(detector, ANOMALIES)
     assert contributions.shape == (5, 10, 4)
     scores = -detector.score_samples(ANOMALIES)
@@ -60,10 +60,10 @@ def test_errors_of_pictures_lie_where_the_defect_is():
 
 
 def test_a_score_that_does_not_fall_apart_is_refused(diffusion):
-    detector = diffusion.set_params(score=scoring.score_norm, aggregate=None).calibrate(X)
+    detector = diffusion.set_params(scorer=scoring.score_norm, aggregate=None).calibrate(X)
     with pytest.raises(ValueError, match="only denoising_error and reconstruction_error fall apart"):
         error_contributions(detector, X)
-    detector.set_params(score=scoring.denoising_error, aggregate=scoring.z_max).calibrate(X)
+    detector.set_params(scorer=scoring.denoising_error, aggregate=scoring.z_max).calibrate(X)
     with pytest.raises(ValueError, match="only the combinations z_mean and total"):
         error_contributions(detector, X)
 

@@ -212,7 +212,7 @@ SHOWN = ("ddim_reconstruction_error", "variational_bound", "path_statistics", "c
 def test_scores_of_the_denoiser(tmp_path, diffusion, name):
     if name in ("inpainting_error", "guided_reconstruction_error"):
         pytest.skip("of pictures")
-    detector = diffusion.set_params(score=getattr(scoring, name), aggregate=None).calibrate(X[:, :3])
+    detector = diffusion.set_params(scorer=getattr(scoring, name), aggregate=None).calibrate(X[:, :3])
     export_detector(detector, tmp_path / "scorer")
     loaded = load_scorer(tmp_path / "scorer")
     assert bundle.parity(detector.score_samples(QUERIES[:40, :3]), loaded.score_samples(QUERIES[:40, :3])) < 1
@@ -220,7 +220,9 @@ def test_scores_of_the_denoiser(tmp_path, diffusion, name):
 
 @pytest.mark.parametrize("name", ["z_max", "likelihood_ratio", "mahalanobis", "gmm", "knn"])
 def test_combinations(tmp_path, diffusion, name):
-    detector = diffusion.set_params(score=scoring.denoising_error, aggregate=getattr(scoring, name)).calibrate(X[:, :3])
+    detector = diffusion.set_params(scorer=scoring.denoising_error, aggregate=getattr(scoring, name)).calibrate(
+        X[:, :3]
+    )
     export_detector(detector, tmp_path / "scorer")
     assert load_scorer(tmp_path / "scorer").parity_ <= 1
 
@@ -237,10 +239,10 @@ def host_score(key, denoise, x, levels, *, draws):
 
 
 def test_a_score_of_one_s_own_is_exported_if_it_is_made_of_jax(tmp_path, diffusion):
-    detector = diffusion.set_params(score=own_score, aggregate=None).calibrate(X[:, :3])
+    detector = diffusion.set_params(scorer=own_score, aggregate=None).calibrate(X[:, :3])
     export_detector(detector, tmp_path / "scorer")
     assert load_scorer(tmp_path / "scorer").parity_ <= 1
-    detector.set_params(score=host_score).calibrate(X[:, :3])
+    detector.set_params(scorer=host_score).calibrate(X[:, :3])
     with pytest.raises(ValueError, match=r"cannot export DiffusionDetector: "):
         export_detector(detector, tmp_path / "other")
     assert not (tmp_path / "other").exists()

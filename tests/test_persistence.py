@@ -50,7 +50,7 @@ DETECTORS = {
         num_steps=0,
         schedule=noise.linear(100),
         levels=noise.reverse_paths(noise.linear(100), [30, 60], 4),
-        score=partial(scoring.ancestral_reconstruction_error, variance=sampling.fixed_large),
+        scorer=partial(scoring.ancestral_reconstruction_error, variance=sampling.fixed_large),
         aggregate=scoring.z_max,
         prediction=noise.SCORE,
         loss=partial(training.hybrid_loss, vlb_weight=0.5),
@@ -158,7 +158,7 @@ def test_every_combination_comes_back_with_what_it_learned(tmp_path, diffusion, 
 
 def test_a_score_of_statistics_comes_back(tmp_path, diffusion):
     detector = (
-        load_detector_like(diffusion).set_params(score=scoring.path_statistics, aggregate=scoring.gmm).calibrate(X)
+        load_detector_like(diffusion).set_params(scorer=scoring.path_statistics, aggregate=scoring.gmm).calibrate(X)
     )
     assert detector.scores_by_level(QUERIES).shape == (6, len(QUERIES))
     save_detector(detector, tmp_path / "saved")
@@ -169,7 +169,7 @@ def test_a_score_of_statistics_comes_back(tmp_path, diffusion):
 def test_names_come_back_as_the_very_objects(saved, diffusion):
     loaded = load_detector(saved)
     # Equal static arguments: the loaded detector runs on the programs compiled for the saved one.
-    assert loaded.score is loaded.scorer_.score is diffusion.score
+    assert loaded.scorer is loaded.scorer_.score is diffusion.scorer
     assert loaded.scorer_.prediction is noise.VELOCITY
     assert loaded.scorer_.network == diffusion.scorer_.network
     assert jax.tree.structure(loaded.scorer_) == jax.tree.structure(diffusion.scorer_)
@@ -298,10 +298,10 @@ class MyKNN(KNNDetector):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"score": my_score}, "score = .*my_score.*it may be a number.*no code"),
-        ({"score": partial(my_score)}, "score = .*no code"),
-        ({"score": partial(scoring.denoising_error, memory_budget=object())}, "score.memory_budget"),
-        ({"score": lambda *a, **k: 0}, "score = "),
+        ({"scorer": my_score}, "scorer = .*my_score.*it may be a number.*no code"),
+        ({"scorer": partial(my_score)}, "scorer = .*no code"),
+        ({"scorer": partial(scoring.denoising_error, memory_budget=object())}, "scorer.memory_budget"),
+        ({"scorer": lambda *a, **k: 0}, "scorer = "),
         ({"scorer_": {"network": MyMLP()}}, "scorer_.network = MyMLP.*a network"),
         ({"aggregate": max}, "aggregate = .*combination"),
         ({"aggregate": scoring.Combination(max, min)}, "aggregate.fit = "),
@@ -584,15 +584,15 @@ SIGNATURE = {"shape": [1], "dtype": "int8", "order": "C"}
         ("content", {}, "is in format 1"),
         ("content/detector_format", 3, "is in format 3"),
         (
-            f"{PARAMETERS}/score",
+            f"{PARAMETERS}/scorer",
             {"$name": "scoring.denoising_eror"},
-            "no score is called.*did you mean 'scoring.denoising_error'",
+            "no scorer is called.*did you mean 'scoring.denoising_error'",
         ),
-        (f"{PARAMETERS}/score", {"$name": "noise.NoiseLevel"}, "score cannot be"),
+        (f"{PARAMETERS}/scorer", {"$name": "noise.NoiseLevel"}, "scorer cannot be"),
         (f"{SCORER}/score", "denoising_error", "no working detector"),
-        (f"{PARAMETERS}/score", {"$partial": {"$name": "z"}, "keywords": {}}, "no score is called"),
-        (f"{PARAMETERS}/score", {"$partial": {}, "keywords": {}}, "no working detector"),
-        (f"{PARAMETERS}/score", {"$import": "os.system"}, "score cannot be"),
+        (f"{PARAMETERS}/scorer", {"$partial": {"$name": "z"}, "keywords": {}}, "no scorer is called"),
+        (f"{PARAMETERS}/scorer", {"$partial": {}, "keywords": {}}, "no working detector"),
+        (f"{PARAMETERS}/scorer", {"$import": "os.system"}, "scorer cannot be"),
         (f"{PARAMETERS}/network", {"$name": "denoisers.MLP"}, "network cannot be"),
         (f"{PARAMETERS}/network", {"$class": "denoisers.MPL", "fields": {}}, "did you mean 'denoisers.MLP'"),
         (f"{PARAMETERS}/network", {"$class": "denoisers.MLP", "fields": {"parnt": 3}}, "no working detector"),

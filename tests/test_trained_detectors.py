@@ -67,10 +67,10 @@ def test_one_network_answers_other_scores_after_fit(split):
     params = detector.scorer_.params
     _, held_out = hold_out(split.train, np.random.RandomState(1))
     scores = [detector.score_samples(split.test)]
-    detector.set_params(score=scoring.reconstruction_error, aggregate=scoring.z_max).calibrate(held_out)
+    detector.set_params(scorer=scoring.reconstruction_error, aggregate=scoring.z_max).calibrate(held_out)
     scores.append(detector.score_samples(split.test))
     paths = noise.reverse_paths(noise.cosine(100), [20, 40], 5)
-    detector.set_params(score=scoring.ddim_reconstruction_error, levels=paths, aggregate=scoring.z_mean).calibrate(
+    detector.set_params(scorer=scoring.ddim_reconstruction_error, levels=paths, aggregate=scoring.z_mean).calibrate(
         held_out
     )
     scores.append(detector.score_samples(split.test))

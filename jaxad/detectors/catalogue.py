@@ -49,7 +49,7 @@ def untrained_dit(seed: int) -> DiffusionDetector:
     return DiffusionDetector(
         DIT,
         num_steps=0,
-        score=scoring.unnoised_reverse_error,
+        scorer=scoring.unnoised_reverse_error,
         levels=noise.reverse_paths(noise.linear(1000, beta_end=1e-2), 249, 5),
         prediction=noise.NOISE,
         aggregate=scoring.total,

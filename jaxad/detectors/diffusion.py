@@ -79,7 +79,7 @@ class DenoisingScore(Scorer):
         if self.score not in (scoring.denoising_error, scoring.reconstruction_error):
             raise ValueError(
                 f"only denoising_error and reconstruction_error fall apart into elements, this detector scores by {self.score!r:.80}; "
-                "set detector.score and call calibrate, or use shapley_contributions"
+                "set detector.scorer and call calibrate, or use shapley_contributions"
             )
         levels, state = len(self.levels), self.combined.statistics
         if self.combined.aggregate == scoring.z_mean:
@@ -147,7 +147,7 @@ class DiffusionDetector(Estimator):
 
     ``fit`` standardises the columns, holds a tenth of the rows out, trains on the rest, and measures on the held-out rows what each
     level's score looks like for normal data; ``score_samples`` combines the levels by those statistics. No label is used anywhere.
-    After ``fit`` the same network answers other scores: set ``score`` and ``levels`` and call ``calibrate``.
+    After ``fit`` the same network answers other scores: set ``scorer`` and ``levels`` and call ``calibrate``.
 
     Args:
         network: a linen module of ``jaxad.denoisers`` (MLP for tables, DiT for tables and images); None: ``MLP(width=256, depth=3)``.
@@ -193,7 +193,7 @@ class DiffusionDetector(Estimator):
         *,
         schedule=None,
         levels=None,
-        score=scoring.denoising_error,
+        scorer=scoring.denoising_error,
         aggregate=None,
         draws=2,
         prediction=None,
@@ -212,7 +212,7 @@ class DiffusionDetector(Estimator):
         self.network = network
         self.schedule = schedule
         self.levels = levels
-        self.score = score
+        self.scorer = scorer
         self.aggregate = aggregate
         self.draws = draws
         self.prediction = prediction
@@ -288,9 +288,9 @@ class DiffusionDetector(Estimator):
 
     def _measured(self, standardiser, held_out, params, key, network, prediction) -> Learned:
         """A scorer with what the combination learns from held-out rows, and their own scores."""
-        levels = (default_levels(self.score) if self.levels is None else self.levels).to(jnp.float32)
+        levels = (default_levels(self.scorer) if self.levels is None else self.levels).to(jnp.float32)
         aggregate = scoring.z_mean if self.aggregate is None else self.aggregate
-        settings = {"network": network, "prediction": prediction, "score": self.score, "draws": self.draws}
+        settings = {"network": network, "prediction": prediction, "score": self.scorer, "draws": self.draws}
         scorer = DenoisingScore(params, key, levels, CombinedLevels((), aggregate), **settings)
         by_level = in_batches(Partial(_rows_by_level, scorer), held_out, mesh=self.mesh).T
         # Each half of the rows is judged by a combination fitted on the other: one that has seen a row is too kind to it.
