@@ -16,7 +16,7 @@ import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class Config:
 class Remembered(ConsensusDetector):
     """The recommended detector, which is fitted once on the same rows: both cycles of a cell begin with the same two."""
 
-    fits: dict[bytes, dict] = {}  # noqa: RUF012
+    fits: ClassVar[dict[bytes, dict]] = {}
 
     def fit(self, X, y=None):
         rows = np.ascontiguousarray(X).tobytes()
@@ -79,7 +79,7 @@ class Remembered(ConsensusDetector):
 class RememberedDenoiser(DiffusionDetector):
     """Likewise."""
 
-    fits: dict[Any, dict] = {}  # noqa: RUF012
+    fits: ClassVar[dict[Any, dict]] = {}
 
     def fit(self, X, y=None):
         key = np.ascontiguousarray(X).tobytes(), self.random_state

@@ -200,6 +200,13 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join([*map(line, records), total])
 
 
+def print_table(config: Config) -> int:
+    """The table of what is on disk, and the exit code: 1 if a record has an error."""
+    records = read_records(config.out, config.run_id)
+    print(f"\n{table(records)}\nrecords: {config.out}", flush=True)
+    return int(any("error" in record for record in records))
+
+
 # --------------------------------------------------------------------------------------------------------------------- process
 
 
@@ -212,6 +219,7 @@ def end_or_start_anew(config: Config, began: float, records: Records, current: s
         records.write(
             {"check": current, "name": "stopped", "stopped": "signal", "cut": "told to stop within a long call"}
         )
+        print_table(config)
         os._exit(STOPPED)
     records.write(
         {
@@ -225,7 +233,7 @@ def end_or_start_anew(config: Config, began: float, records: Records, current: s
     left = config.checks[order.index(current) + 1 :]
     seconds = config.seconds - (time.monotonic() - began)
     if not left or seconds < 10:
-        os._exit(0)
+        os._exit(print_table(config))
     arguments = ["--checks", *map(str, left), "--out", str(config.out), "--seconds", str(round(seconds))]
     arguments += ["--run-id", config.run_id] + (["--tiny"] if config.tiny else [])
     arguments += ["--commit", config.commit] if config.commit else []
@@ -264,10 +272,10 @@ def main() -> int:
     # The last resort: a thread in C, for a call that lets no other thread run.
     faulthandler.dump_traceback_later(config.seconds + 2 * GRACE, exit=True)
     records = run(config, give_up=partial(end_or_start_anew, config, began))
-    print(f"\n{table(records)}\nrecords: {config.out}", flush=True)
+    code = print_table(config)
     if any("stopped" in record for record in records):
         os._exit(STOPPED)  # without waiting for the threads of libraries
-    return int(any("error" in record for record in records))
+    return code
 
 
 if __name__ == "__main__":

@@ -199,16 +199,18 @@ def test_a_call_that_does_not_come_back_is_ended_by_sigterm(tmp_path):
     out = tmp_path / "results.jsonl"
     script = STUCK.replace('"stuck", 1.0', '"stuck", 100.0')
     words = [sys.executable, "-c", script, "--tiny", "--checks", "1", "3", "--out", str(out)]
-    program = subprocess.Popen(words, cwd=ROOT)
+    program = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 200
         while not out.exists() or not out.read_bytes():
             assert time.monotonic() < until
             time.sleep(0.05)
         program.terminate()
-        assert program.wait(timeout=60) == 75
+        printed, _ = program.communicate(timeout=60)
     finally:
         program.kill()
+    assert program.returncode == 75
+    assert "2 records on cpu: 0 errors, 1 cut" in printed
     assert [record.get("cut", "")[:12] for record in lines_of(out)] == ["", "told to stop"]
 
 

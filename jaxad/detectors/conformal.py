@@ -1,6 +1,7 @@
 """Any detector, calibrated on rows it was not fitted on: what its scores mean, held out once or in turns."""
 
 from collections.abc import Callable
+from dataclasses import field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,13 +86,12 @@ class ConformalDetector(Estimator):
     np.True_
     """
 
-    def __init__(self, detector, *, method="split", alpha=0.05, holdout=0.2, folds=5, random_state=0):
-        self.detector = detector
-        self.method = method
-        self.alpha = alpha
-        self.holdout = holdout
-        self.folds = folds
-        self.random_state = random_state
+    detector: Any = field(kw_only=False)
+    method: str = "split"
+    alpha: float = 0.05
+    holdout: float = 0.2
+    folds: int = 5
+    random_state: Any = 0
 
     def fit(self, X, y=None):
         """Fit on normal rows ``X [rows, ...]`` and keep the scores of those left out; ``y`` is ignored."""

@@ -202,26 +202,14 @@ class ConsensusDetector(Estimator):
     True
     """
 
-    def __init__(
-        self,
-        *,
-        num_networks=2,
-        num_steps=None,
-        max_seconds=None,
-        mesh=None,
-        run_dir=None,
-        false_alarm_rate=0.05,
-        random_state=0,
-        verbose=0,
-    ):
-        self.num_networks = num_networks
-        self.num_steps = num_steps
-        self.max_seconds = max_seconds
-        self.mesh = mesh
-        self.run_dir = run_dir
-        self.false_alarm_rate = false_alarm_rate
-        self.random_state = random_state
-        self.verbose = verbose
+    num_networks: int = 2
+    num_steps: int | None = None
+    max_seconds: float | None = None
+    mesh: Any = None
+    run_dir: Any = None
+    false_alarm_rate: float = 0.05
+    random_state: Any = 0
+    verbose: int = 0
 
     def _learn(self, X):
         if self.num_networks < 0 or (self.num_steps is not None and self.num_steps < 1):

@@ -82,20 +82,34 @@ class COPOD(Estimator):
     [-1.196, -1.948, -3.047]
     """
 
-    def __init__(self, *, transductive=False, nan_quirk=False, false_alarm_rate=0.05):
-        self.transductive = transductive
-        self.nan_quirk = nan_quirk
-        self.false_alarm_rate = false_alarm_rate
+    transductive: bool = False
+    nan_quirk: bool = False
+    false_alarm_rate: float = 0.05
+
+    _larger_tail = False
 
     def _learn(self, X):
-        return _learned(self, X, larger_tail=False)
+        if self.nan_quirk and not self.transductive:
+            raise ValueError("nan_quirk reproduces a fault of the transductive form: it needs transductive=True")
+        X = X.astype(np.float64)
+        standardiser, scorer = _tails(X, self._larger_tail)
+        if self.transductive:
+            self.train_ = X
+            # A row's score depends on the rows scored with it: there is no scorer of single rows.
+            return Learned(standardiser, None, -_together(X, self._larger_tail, self.nan_quirk))
+        left_out = dataclasses.replace(scorer, left_out=np.float32(1))
+        return Learned(standardiser, scorer, in_batches(left_out, X, prepare=standardiser))
 
     def score_samples(self, X) -> np.ndarray:
         """Minus the sum over columns of the tail surprise, shape ``[rows]``."""
-        return super().score_samples(X) if not self.transductive else _transductive(self, X, larger_tail=False)
+        if not self.transductive:
+            return super().score_samples(X)
+        check_is_fitted(self)
+        both = np.concatenate([self.train_, check_scoring_data(self, X).astype(np.float64)])
+        return _together(both, self._larger_tail, self.nan_quirk)[len(self.train_) :]
 
 
-class ECOD(Estimator):
+class ECOD(COPOD):
     """Empirical-cumulative-distribution outlier detection (Li et al., TKDE 2022): COPOD's successor.
 
     As ``COPOD``, with ``max(L, R, A)`` per column in place of ``max(A, (L + R) / 2)``; the settings, the sign and the
@@ -106,30 +120,7 @@ class ECOD(Estimator):
     [-1.196, -1.948, -3.047]
     """
 
-    def __init__(self, *, transductive=False, nan_quirk=False, false_alarm_rate=0.05):
-        self.transductive = transductive
-        self.nan_quirk = nan_quirk
-        self.false_alarm_rate = false_alarm_rate
-
-    def _learn(self, X):
-        return _learned(self, X, larger_tail=True)
-
-    def score_samples(self, X) -> np.ndarray:
-        """Minus the sum over columns of the tail surprise, shape ``[rows]``."""
-        return super().score_samples(X) if not self.transductive else _transductive(self, X, larger_tail=True)
-
-
-def _learned(detector, X, *, larger_tail) -> Learned:
-    if detector.nan_quirk and not detector.transductive:
-        raise ValueError("nan_quirk reproduces a fault of the transductive form: it needs transductive=True")
-    X = X.astype(np.float64)
-    standardiser, scorer = _tails(X, larger_tail)
-    if detector.transductive:
-        detector.train_ = X
-        # A row's score depends on the rows scored with it: there is no scorer of single rows.
-        return Learned(standardiser, None, -_together(X, larger_tail, detector.nan_quirk))
-    left_out = dataclasses.replace(scorer, left_out=np.float32(1))
-    return Learned(standardiser, scorer, in_batches(left_out, X, prepare=standardiser))
+    _larger_tail = True
 
 
 def _tails(X, larger_tail, *, smoothing=0.5) -> tuple[Standardiser, Tails]:
@@ -162,10 +153,3 @@ def _together(X, larger_tail, nan_quirk) -> np.ndarray:
     if nan_quirk and np.any(scorer.constant):
         return np.zeros(len(X))
     return -in_batches(on_device(scorer), X, prepare=standardiser).astype(np.float64)
-
-
-def _transductive(detector, X, *, larger_tail) -> np.ndarray:
-    check_is_fitted(detector)
-    X = check_scoring_data(detector, X).astype(np.float64)
-    both = np.concatenate([detector.train_, X])
-    return _together(both, larger_tail, detector.nan_quirk)[len(detector.train_) :]

@@ -187,49 +187,25 @@ class DiffusionDetector(Estimator):
     True
     """
 
-    def __init__(
-        self,
-        network=None,
-        *,
-        schedule=None,
-        levels=None,
-        scorer=scoring.denoising_error,
-        aggregate=None,
-        draws=2,
-        prediction=None,
-        loss=None,
-        num_steps=None,
-        batch_size=64,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        mesh=None,
-        shard_parameters=False,
-        run_dir=None,
-        false_alarm_rate=0.05,
-        random_state=0,
-        verbose=0,
-    ):
-        self.network = network
-        self.schedule = schedule
-        self.levels = levels
-        self.scorer = scorer
-        self.aggregate = aggregate
-        self.draws = draws
-        self.prediction = prediction
-        self.loss = loss
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.mesh = mesh
-        self.shard_parameters = shard_parameters
-        self.run_dir = run_dir
-        self.false_alarm_rate = false_alarm_rate
-        self.random_state = random_state
-        self.verbose = verbose
+    network: Any = dataclasses.field(default=None, kw_only=False)
+    schedule: Any = None
+    levels: Any = None
+    scorer: Any = scoring.denoising_error
+    aggregate: Any = None
+    draws: int = 2
+    prediction: Any = None
+    loss: Any = None
+    num_steps: int | None = None
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    mesh: Any = None
+    shard_parameters: bool = False
+    run_dir: Any = None
+    false_alarm_rate: float = 0.05
+    random_state: Any = 0
+    verbose: int = 0
 
-    losses_: np.ndarray
-    validation_losses_: np.ndarray
     _takes_pictures = True
     _learn = learn_alone  # pyright: ignore[reportAssignmentType]
 

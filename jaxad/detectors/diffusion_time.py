@@ -122,33 +122,45 @@ def variance_error(network: TimeMLP) -> training.Loss:
     return error
 
 
-def _plan(detector, X, network, make_loss, make_error) -> Plan:
-    """The part both detectors share: everything but what the network's output means."""
-    if detector.batch_size < 1 or (detector.num_steps is not None and detector.num_steps < 0):
-        raise ValueError(f"need batch_size >= 1 and num_steps >= 0, got {detector.batch_size=}, {detector.num_steps=}")
-    rng = check_random_state(detector.random_state)
-    key = jax.random.key(rng.randint(2**31 - 1))
-    standardiser = Standardiser.fit(X)
-    rows, held_out = hold_out(standardiser(X), rng)
-    num_steps = 4000 if detector.num_steps is None else detector.num_steps
-    optimizer = training.adam(detector.learning_rate, num_steps=num_steps, warmup_steps=min(100, num_steps // 10))
-    settings = {
-        "loss": make_loss(network),
-        "measure": make_error(network),
-        "optimizer": optimizer,
-        "num_steps": num_steps,
-        "batch_size": detector.batch_size,
-    }
-    told = {"detector": type(detector).__name__, "learning_rate": detector.learning_rate}
-    inputs = (rows[:1],)
-    return Plan(key, network, rows, held_out, time_schedule(), inputs, settings, kept=standardiser, told=told)
+class _TimeEstimator(Estimator):
+    """What both detectors share: everything but what the network's output means."""
+
+    num_steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    mesh: Any = None
+    run_dir: Any = None
+    false_alarm_rate: float = 0.05
+    random_state: Any = 0
+    verbose: int = 0
+
+    _learn = learn_alone  # pyright: ignore[reportAssignmentType]
+
+    def _prepared(self, X, network, make_loss, make_error) -> Plan:
+        if self.batch_size < 1 or (self.num_steps is not None and self.num_steps < 0):
+            raise ValueError(f"need batch_size >= 1 and num_steps >= 0, got {self.batch_size=}, {self.num_steps=}")
+        rng = check_random_state(self.random_state)
+        key = jax.random.key(rng.randint(2**31 - 1))
+        standardiser = Standardiser.fit(X)
+        rows, held_out = hold_out(standardiser(X), rng)
+        num_steps = 4000 if self.num_steps is None else self.num_steps
+        optimizer = training.adam(self.learning_rate, num_steps=num_steps, warmup_steps=min(100, num_steps // 10))
+        settings = {
+            "loss": make_loss(network),
+            "measure": make_error(network),
+            "optimizer": optimizer,
+            "num_steps": num_steps,
+            "batch_size": self.batch_size,
+        }
+        told = {"detector": type(self).__name__, "learning_rate": self.learning_rate}
+        inputs = (rows[:1],)
+        return Plan(key, network, rows, held_out, time_schedule(), inputs, settings, kept=standardiser, told=told)
+
+    def _finished(self, plan, scorer) -> Learned:
+        return Learned(plan.kept, scorer, in_batches(scorer, plan.held_out, mesh=self.mesh))
 
 
-def _finish(detector, plan, scorer) -> Learned:
-    return Learned(plan.kept, scorer, in_batches(scorer, plan.held_out, mesh=detector.mesh))
-
-
-class DTECategorical(Estimator):
+class DTECategorical(_TimeEstimator):
     """DTE-C: a classifier of the noise level; the score is the expected bin at the clean row, in ``[0, num_bins - 1]``.
 
     ``score_samples`` is minus that. Corrected: trained on logits (the published code applies softmax twice).
@@ -171,41 +183,18 @@ class DTECategorical(Estimator):
     True
     """
 
-    def __init__(
-        self,
-        *,
-        num_bins=7,
-        num_steps=None,
-        batch_size=128,
-        learning_rate=1e-3,
-        mesh=None,
-        run_dir=None,
-        false_alarm_rate=0.05,
-        random_state=0,
-        verbose=0,
-    ):
-        self.num_bins = num_bins
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.mesh = mesh
-        self.run_dir = run_dir
-        self.false_alarm_rate = false_alarm_rate
-        self.random_state = random_state
-        self.verbose = verbose
-
-    _learn = learn_alone  # pyright: ignore[reportAssignmentType]
+    num_bins: int = 7
 
     def _plan(self, X):
         if not 2 <= self.num_bins <= 400:
             raise ValueError(f"the 400 noise levels can be grouped into 2 to 400 bins, got {self.num_bins=}")
-        return _plan(self, X, TimeMLP(outputs=self.num_bins), bin_loss, bin_error)
+        return self._prepared(X, TimeMLP(outputs=self.num_bins), bin_loss, bin_error)
 
     def _finish(self, plan, params):
-        return _finish(self, plan, ExpectedBin(params, plan.network))
+        return self._finished(plan, ExpectedBin(params, plan.network))
 
 
-class DTEInverseGamma(Estimator):
+class DTEInverseGamma(_TimeEstimator):
     """DTE-IG: a regression of the noise variance by inverse-gamma likelihood; the score is the variance read off the clean row.
 
     ``score_samples`` is minus that, in squared units of the standardised data. Corrected: the output is a variance (an exponential), where
@@ -218,31 +207,8 @@ class DTEInverseGamma(Estimator):
     True
     """
 
-    def __init__(
-        self,
-        *,
-        num_steps=None,
-        batch_size=128,
-        learning_rate=1e-3,
-        mesh=None,
-        run_dir=None,
-        false_alarm_rate=0.05,
-        random_state=0,
-        verbose=0,
-    ):
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.mesh = mesh
-        self.run_dir = run_dir
-        self.false_alarm_rate = false_alarm_rate
-        self.random_state = random_state
-        self.verbose = verbose
-
-    _learn = learn_alone  # pyright: ignore[reportAssignmentType]
-
     def _plan(self, X):
-        return _plan(self, X, TimeMLP(outputs=1), variance_loss, variance_error)
+        return self._prepared(X, TimeMLP(outputs=1), variance_loss, variance_error)
 
     def _finish(self, plan, params):
-        return _finish(self, plan, NoiseVariance(params, plan.network))
+        return self._finished(plan, NoiseVariance(params, plan.network))

@@ -3,10 +3,11 @@
 A detector is a subclass of ``Estimator`` with settings and one method, ``_learn(X) -> Learned``. All else is here.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -184,8 +185,9 @@ def in_batches(
 # ------------------------------------------------------------------------------------------------------------------ the face
 
 
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(dataclasses.field,))
 class Estimator(OutlierMixin, BaseEstimator):
-    """A scorer as scikit-learn knows detectors. Subclass it with settings (``__init__``) and ``_learn(X) -> Learned``.
+    """A scorer as scikit-learn knows detectors. Subclass it with settings, each a field with a default, and ``_learn(X) -> Learned``.
 
     The threshold asks for a *false alarm rate*, the share of normal rows one is ready to see flagged, and not for a
     contamination: in the one-class setting the training rows are normal, and the share of anomalies to come is what
@@ -206,8 +208,16 @@ class Estimator(OutlierMixin, BaseEstimator):
     offset_: float
     calibration_scores_: Any
     n_features_in_: int
+    losses_: Any
+    validation_losses_: Any
     _takes_pictures = False
     """Rows of any rank, not of one axis only."""
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        # What scikit-learn wants of __init__, every setting kept under its name and nothing else, is what a dataclass writes.
+        if "__init__" not in vars(cls):
+            dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 
     def fit(self, X, y=None) -> Self:
         """Learn from normal rows ``X [rows, features]`` (pictures ``[rows, height, width, channels]``); ``y`` is ignored."""

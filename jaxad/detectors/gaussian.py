@@ -47,9 +47,8 @@ class MahalanobisDetector(Estimator):
     (True, True)
     """
 
-    def __init__(self, *, standardize=True, false_alarm_rate=0.05):
-        self.standardize = standardize
-        self.false_alarm_rate = false_alarm_rate
+    standardize: bool = True
+    false_alarm_rate: float = 0.05
 
     def _learn(self, X):
         X = X.astype(np.float64)
@@ -77,8 +76,7 @@ class SquaredNorm(Estimator):
     [-25.0]
     """
 
-    def __init__(self, *, false_alarm_rate=0.05):
-        self.false_alarm_rate = false_alarm_rate
+    false_alarm_rate: float = 0.05
 
     def _learn(self, X):
         standardiser, scorer = Standardiser.nothing(X), SquaredLength(np.ones((), np.float32))

@@ -262,38 +262,20 @@ class ImageDetector(Estimator):
     ((3,), (3, 16, 16))
     """
 
-    def __init__(
-        self,
-        network=None,
-        *,
-        maps=True,
-        feature_fn=None,
-        num_steps=2000,
-        batch_size=64,
-        learning_rate=2e-3,
-        draws=2,
-        smoothing=None,
-        mesh=None,
-        shard_parameters=False,
-        run_dir=None,
-        false_alarm_rate=0.05,
-        random_state=0,
-        verbose=0,
-    ):
-        self.network = network
-        self.maps = maps
-        self.feature_fn = feature_fn
-        self.num_steps = num_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.draws = draws
-        self.smoothing = smoothing
-        self.mesh = mesh
-        self.shard_parameters = shard_parameters
-        self.run_dir = run_dir
-        self.false_alarm_rate = false_alarm_rate
-        self.random_state = random_state
-        self.verbose = verbose
+    network: Any = dataclasses.field(default=None, kw_only=False)
+    maps: bool = True
+    feature_fn: Any = None
+    num_steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    draws: int = 2
+    smoothing: float | None = None
+    mesh: Any = None
+    shard_parameters: bool = False
+    run_dir: Any = None
+    false_alarm_rate: float = 0.05
+    random_state: Any = 0
+    verbose: int = 0
 
     def fit(self, X, y=None):
         """Learn from normal pictures ``X [rows, height, width, channels]``, of any dtype and range; ``y`` is ignored.

@@ -1,6 +1,7 @@
 """Distances to the nearest training rows: the k-nearest-neighbour detector and non-parametric diffusion time
 estimation."""
 
+from dataclasses import field
 from typing import Any
 
 import jax.numpy as jnp
@@ -81,11 +82,10 @@ class KNNDetector(Estimator):
     [-1.0, -3.0]
     """
 
-    def __init__(self, n_neighbors=5, *, aggregate="largest", standardize=False, false_alarm_rate=0.05):
-        self.n_neighbors = n_neighbors
-        self.aggregate = aggregate
-        self.standardize = standardize
-        self.false_alarm_rate = false_alarm_rate
+    n_neighbors: int = field(default=5, kw_only=False)
+    aggregate: str = "largest"
+    standardize: bool = False
+    false_alarm_rate: float = 0.05
 
     def _learn(self, X):
         if self.aggregate not in _AGGREGATES:
@@ -124,14 +124,11 @@ class DTENonParametric(Estimator):
     [-0.5, -4.5]
     """
 
-    def __init__(
-        self, n_neighbors=5, *, standardize=True, official_quirks=False, num_levels=300, false_alarm_rate=0.05
-    ):
-        self.n_neighbors = n_neighbors
-        self.standardize = standardize
-        self.official_quirks = official_quirks
-        self.num_levels = num_levels
-        self.false_alarm_rate = false_alarm_rate
+    n_neighbors: int = field(default=5, kw_only=False)
+    standardize: bool = True
+    official_quirks: bool = False
+    num_levels: int = 300
+    false_alarm_rate: float = 0.05
 
     def _learn(self, X):
         if self.official_quirks and (X.shape[1] <= 2 or self.num_levels < 2):

@@ -288,13 +288,12 @@ class CycleDetector(Estimator):
     (False, 'the cycle needs 100 normal rows, got 60: the first detector stands alone')
     """
 
-    def __init__(self, detector=None, *, rounds=2, num_steps=2000, false_alarm_rate=0.05, random_state=0, verbose=0):
-        self.detector = detector
-        self.rounds = rounds
-        self.num_steps = num_steps
-        self.false_alarm_rate = false_alarm_rate
-        self.random_state = random_state
-        self.verbose = verbose
+    detector: Any = dataclasses.field(default=None, kw_only=False)
+    rounds: int = 2
+    num_steps: int = 2000
+    false_alarm_rate: float = 0.05
+    random_state: Any = 0
+    verbose: int = 0
 
     def fit(self, X, y=None, *, anomalies=None):
         """Learn from normal rows ``X [rows, features]``, and from known ``anomalies [few, features]``, if any; ``y`` is ignored."""

@@ -24,9 +24,8 @@ class WorstColumn(Scorer):
 class MedianDetector(Estimator):
     """Medians of the training rows; calibrated on every third row, which the medians have not seen."""
 
-    def __init__(self, *, soft=False, false_alarm_rate=0.05):
-        self.soft = soft
-        self.false_alarm_rate = false_alarm_rate
+    soft: bool = False
+    false_alarm_rate: float = 0.05
 
     def _learn(self, X):
         scale, held_out = Standardiser.fit(X), np.arange(len(X)) % 3 == 0
