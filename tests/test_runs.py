@@ -262,7 +262,7 @@ def test_a_second_process_is_refused(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_with_a_code_of_its_own(tmp_path, monkeypatch, number):
-    whole = diffusion().fit(ROWS)
+    whole, before = diffusion().fit(ROWS), signal.getsignal(signal.SIGTERM)
     keep, run_dir = fitting._keep, RunDirectory(tmp_path / "run", minutes=60)
 
     def interrupted(*arguments):
@@ -275,7 +275,7 @@ def test_a_signal_saves_and_ends_with_a_code_of_its_own(tmp_path, monkeypatch, n
         with pytest.raises(RunStopped, match="stopped at step 50, saved in") as stopped:
             diffusion(run_dir=run_dir).fit(ROWS)
     assert stopped.value.code == runs.STOPPED == 75
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     assert_same(diffusion(run_dir=run_dir).fit(ROWS).scorer_.params, whole.scorer_.params)
 
 

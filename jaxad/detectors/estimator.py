@@ -10,7 +10,6 @@ from importlib.metadata import entry_points
 from typing import Any, NamedTuple, Protocol, Self, dataclass_transform, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from sklearn.base import BaseEstimator, OutlierMixin
@@ -177,7 +176,7 @@ def in_batches(
         padded, mask = pad_to_multiple(piece, size if mesh is None else -(-size // mesh.size) * mesh.size)
         # A GPU's and a TPU's fast products of float32 keep three digits: not enough for the processor's scores.
         with jax.default_matmul_precision("highest"):
-            found = call(placed, jnp.asarray(padded) if mesh is None else shard_batch(padded, mesh))
+            found = call(placed, padded if mesh is None else shard_batch(padded, mesh))
         pieces.append(jax.tree.map(lambda leaf: leaf[mask], fetch(found)))  # noqa: B023
     return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
 
@@ -317,7 +316,7 @@ def _where(scorer: Any, rows):
 
 def on_device(scorer: Any) -> Any:
     """The arrays of a scorer as JAX's, so that they do not travel with every batch."""
-    return jax.tree.map(jnp.asarray, scorer)
+    return jax.device_put(scorer)  # jnp.asarray would compile a program for every shape
 
 
 def threshold_from(normal_scores, false_alarm_rate: float) -> float:

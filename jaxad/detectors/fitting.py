@@ -157,14 +157,14 @@ def train(
     elif stream is not None and run is not None:
         stream.batches.set_state(run.data_position)
     state, best, losses, values = kept
-    on_device: Any = (jnp.asarray(validation_rows), schedule.to(jnp.float32), shown)
+    on_device: Any = (jax.device_put(validation_rows), schedule.to(jnp.float32), shown)
     padded: Any = () if isinstance(rows, Stream) else pad_to_multiple(rows, _bucket(len(rows)))[0]
     if mesh is not None:
         on_device = replicate(on_device, mesh)
         state = shard_parameters(state, mesh) if cut_parameters else replicate(state, mesh)
     validation_rows, schedule, shown = on_device
     if not isinstance(rows, Stream):
-        padded = jnp.asarray(padded) if mesh is None else shard_batch(pad_to_multiple(padded, mesh.size)[0], mesh)
+        padded = jax.device_put(padded) if mesh is None else shard_batch(pad_to_multiple(padded, mesh.size)[0], mesh)
 
     def finished(step):
         return step >= num_steps or (len(values) > 0 and len(values) - 1 - int(np.argmin(values)) >= PATIENCE)
@@ -344,9 +344,9 @@ def train_many(
         )
     size = _bucket(max(map(len, rows)))
     size *= -(-max(map(len, rows)) // size)
-    stacked = jnp.asarray(np.stack([pad_to_multiple(piece, size)[0] for piece in rows]))
-    validation = jnp.asarray(np.stack([np.resize(piece, (VALIDATION_ROWS, *piece.shape[1:])) for piece in held_out]))
-    num_rows = jnp.asarray([len(piece) for piece in rows], jnp.int32)
+    stacked = jax.device_put(np.stack([pad_to_multiple(piece, size)[0] for piece in rows]))
+    validation = jax.device_put(np.stack([np.resize(piece, (VALIDATION_ROWS, *piece.shape[1:])) for piece in held_out]))
+    num_rows = jax.device_put(np.array([len(piece) for piece in rows], np.int32))
     schedule = schedule.to(jnp.float32)
     measure = loss if measure is None else measure
     init_keys, validation_keys = jax.vmap(jax.random.split, out_axes=1)(keys)

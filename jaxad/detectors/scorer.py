@@ -77,7 +77,7 @@ def stack(scorers: Sequence[Any]) -> Any:
                 "scorers in a stack need the same settings and arrays of the same shapes; "
                 "fit them on as many rows, with equal settings"
             )
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *scorers)
+    return jax.tree.map(lambda *leaves: (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves), *scorers)
 
 
 class Rescaled(Scorer):

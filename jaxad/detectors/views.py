@@ -9,13 +9,14 @@
 The first three see empty regions between normal rows, the fourth broken dependencies, the fifth odd single values.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from sklearn.covariance import ledoit_wolf
 
-from jaxad.detectors.estimator import in_batches
 from jaxad.detectors.scorer import Scorer, root, static
 from jaxad.detectors.search import Known, known, padded_size, squared_distances
 
@@ -66,19 +67,19 @@ def _places(columns, rows, side):
     return jax.vmap(lambda column, values: jnp.searchsorted(column, values, side=side))(columns, rows.T)
 
 
-def isolation_in_columns(columns, rows, places, neighbours: int, own: int = 0) -> Float[Array, "features batch"]:
-    """Mean distance of every value to the nearest few of its sorted column; with ``own=1`` one value equal to it is left out.
+def isolation_in_columns(columns, rows, places, neighbours: int, own: int = 0) -> Any:
+    """Mean distance of every value to the nearest few of its sorted column, [features, batch].
 
-    ``places`` is where they would be inserted, from the left. The nearest values lie side by side, so their sum is the least over the
-    windows of so many values around that place.
+    With ``own=1`` one value equal to it is left out. ``places`` is where they would be inserted, from the left. The nearest values
+    lie side by side, so their sum is the least over the windows of so many values around that place. Of NumPy's arrays as of JAX's.
     """
-    (features, size), count = columns.shape, neighbours + own
-    index = places[:, :, None] + jnp.arange(-count, count + 1)[None, None]
-    starts = jnp.arange(features) * size
-    values = columns.reshape(-1)[jnp.clip(index, 0, size - 1) + starts[:, None, None]]
-    gaps = jnp.where((index < 0) | (index >= size), jnp.inf, jnp.abs(values - rows.T[:, :, None]))
-    sums = jax.lax.reduce_window(gaps, 0.0, jax.lax.add, (1, 1, count), (1, 1, 1), "VALID")
-    return jnp.min(sums, axis=-1) / neighbours
+    xp, (features, size), count = columns.__array_namespace__(), columns.shape, neighbours + own
+    index = places[:, :, None] + xp.arange(-count, count + 1)[None, None]
+    starts = xp.arange(features) * size
+    values = columns.reshape(-1)[xp.clip(index, 0, size - 1) + starts[:, None, None]]
+    gaps = xp.where((index < 0) | (index >= size), xp.inf, xp.abs(values - rows.T[:, :, None]))
+    sums = sum(gaps[:, :, i : i + count + 2] for i in range(count))
+    return xp.min(sums, axis=-1) / neighbours
 
 
 def fit_views(reference: np.ndarray, size: int | None = None) -> Views:
@@ -112,8 +113,10 @@ def fit_views(reference: np.ndarray, size: int | None = None) -> Views:
         sample = np.arange(count)
         if count > MOST_SCALE_ROWS:
             sample = np.random.default_rng(0).choice(count, MOST_SCALE_ROWS, replace=False)
-        alone = IsolationLeftOut(padded, min(COLUMN_NEIGHBOURS, count - 1))
-        centre, scale = centre_and_scale(in_batches(alone, reference[sample]), 0.9)
+        rows = reference[sample]
+        places = np.stack([np.searchsorted(column, x) for column, x in zip(columns, rows.T, strict=True)])
+        alone = isolation_in_columns(columns, rows, places, min(COLUMN_NEIGHBOURS, count - 1), own=1)
+        centre, scale = centre_and_scale(alone.T, 0.9)
     spaces = [known(space, size) for space in (reference, (reference - mean) @ whitening, ranks)]
     return Views(
         jax.tree.map(lambda *of: np.stack(of), *spaces),
@@ -126,18 +129,6 @@ def fit_views(reference: np.ndarray, size: int | None = None) -> Views:
         scale.astype(np.float32),
         neighbours,
     )
-
-
-class IsolationLeftOut(Scorer):
-    """How isolated are the values of a training row, itself left out?"""
-
-    columns: Float[Array | np.ndarray, "..."]
-    neighbours: int = static()
-
-    def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
-        """By column."""
-        places = _places(self.columns, rows, "left")
-        return isolation_in_columns(self.columns, rows, places, self.neighbours, own=1).T
 
 
 def rows_of_distances(views: Views, rows) -> Float[Array, "batch 5"]:
