@@ -8,7 +8,7 @@ import tyro
 
 from jaxad.cli import kinds
 from jaxad.cli.devices import ONE_DEVICE, Devices
-from jaxad.cli.terminal import exit_on_mendable, plain_console
+from jaxad.cli.terminal import exit_on_mendable, plain_console, say_if_nothing_is_flagged
 
 RATE = 0.05
 
@@ -47,6 +47,8 @@ def fit(
     """
     if tensorboard and run_dir is None:
         raise ValueError("--tensorboard writes its curves to the run directory: name one with --run-dir")
+    if not data.exists():
+        raise ValueError(f"{data}: expected a file of rows or a folder of pictures, found nothing; check the path")
     kind = kinds.of_data(data, by_kind)
     kinds.refuse_others(kind, "Fitting", by_kind)
     # Inside as well: what ends one of several processes has to be its exit code by the time the others hear of it.
@@ -81,14 +83,22 @@ def fit(
         check_writable(out)
         rows, reading, what = kind.read(data, by_kind, console.print)
         started = time.perf_counter()
-        chosen.fit(rows)
+        try:
+            chosen.fit(rows)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "interrupted, and nothing was kept: with --run-dir FOLDER the same command would go on from there"
+                if run_dir is None
+                else f"interrupted; the same command goes on from what was last saved in {run_dir}"
+            ) from None
         seconds = time.perf_counter() - started
         if chosen.scorer_ is None:
             raise ValueError(
                 f"{name} scores a row by the rows scored with it: what is saved here scores each by itself, use it from Python"
             )
-        save_detector(chosen, out, extra={kind.key: reading, "detector": name, "seed": seed, "rows": len(rows)})
+        save_detector(chosen, out, extra={**reading, "detector": name, "seed": seed, "rows": len(rows)})
         console.print(
             f"{name} fitted on {what} in {seconds:.1f} s and saved to {out}; "
             f"score {kind.items} with: jaxad score {out} {kind.to_score}"
         )
+        say_if_nothing_is_flagged(chosen, None, kind.items, console.print)

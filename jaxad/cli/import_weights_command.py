@@ -33,6 +33,7 @@ def import_weights(
 
     from jaxad.denoisers import DiT, UNet
     from jaxad.denoisers.weights import load_weights
+    from jaxad.runtime.files import put, unfinished
 
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"--out {out}: expected the name of a file in a folder that exists")
@@ -46,8 +47,8 @@ def import_weights(
         ) from error
     params = load_weights(weights, made, (1, size, size, channels))
     flat = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
-    partial_file = out.with_name(out.name + ".partial")
+    partial_file = unfinished(out)
     save_file(flat, partial_file)
-    partial_file.replace(out)
+    put(partial_file, out)
     total = sum(leaf.size for leaf in flat.values())
     plain_console().print(f"{len(flat)} arrays, {total:,} parameters, all matched; written to {out}")

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import tyro
 
 from jaxad.cli import kinds
-from jaxad.cli.terminal import check_rates
+from jaxad.cli.terminal import check_rates, found_at, say_if_nothing_is_flagged
+from jaxad.runtime.files import check_format
 
 
 def score(
@@ -28,14 +29,21 @@ def score(
     Args:
         model: folder written by ``jaxad fit`` or by ``jaxad export``.
         data: file of rows with the columns of training; or a folder of pictures, or one with test/good, test/<defect> and ground_truth.
-        out: csv file to write.
+        out: file to write, .csv, .parquet or .jsonl by its ending; a pipe or device gets csv.
         alpha: flag rows with a p-value up to this: so large a share of normal rows is flagged. Default: the false alarm rate of ``fit``.
         fdr: flag as many rows as possible of which this share, on average, is normal (Benjamini and Hochberg's false discovery rate).
         by_kind: of tables, of pictures.
     """
     check_rates(alpha, fdr)
+    if not model.is_dir():
+        raise ValueError(
+            f"{model} is no model: expected a folder written by jaxad fit or jaxad export, found {found_at(model)}"
+        )
+    if not data.exists():
+        raise ValueError(f"{data}: expected a file of rows or a folder of pictures, found nothing; check the path")
     if out.is_dir():
-        raise ValueError(f"--out names a csv file, {out} is a folder")
+        raise ValueError(f"--out names a file, {out} is a folder")
+    check_format(out)
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: the folder {out.parent} does not exist")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
@@ -55,3 +63,5 @@ def score(
         raise ValueError(f"{model} was fitted on {kind.words}, {data} is {got}")
     kinds.refuse_others(kind, "Scoring", by_kind)
     kind.score(kinds.Asked(model, loaded, data, out, alpha, fdr), by_kind)
+    if fdr is None:
+        say_if_nothing_is_flagged(loaded.detector, alpha, kind.items)

@@ -61,8 +61,8 @@ def exit_on_user_error(interrupted: str = SWEPT) -> Iterator[None]:
     try:
         with exit_on_mendable():
             yield
-    except KeyboardInterrupt:
-        print(f"jaxad: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"jaxad: {stopped or interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
     except SystemExit as stopped:
         if said := getattr(stopped, "message", None):  # runs.RunStopped, known without importing what trains
@@ -81,10 +81,30 @@ def check_rates(alpha: float | None, fdr: float | None) -> None:
             raise ValueError(f"{option} is a rate between 0 and 1, got {rate}")
 
 
+def found_at(path: Path) -> str:
+    """What lies there, in a word."""
+    return "nothing" if not path.exists() else "a folder" if path.is_dir() else "a file"
+
+
 def check_file(written: Path | None) -> None:
     """Raise a ValueError unless ``written`` may become a file, or is None."""
     if written is not None and (written.is_dir() or not written.parent.is_dir()):
         raise ValueError(f"{written} cannot be written: expected the name of a file in a folder that exists")
+
+
+def say_if_nothing_is_flagged(detector: Any, alpha: float | None, items: str, say: Any = None) -> None:
+    """A sentence if so few rows were held out that no row can have a p-value as small as the rate."""
+    from jaxad.metrics.calibration import fewest_calibration_rows
+
+    last = detector.steps[-1][1] if hasattr(detector, "steps") else detector
+    known = getattr(last, "calibration_scores_", None)
+    rate = getattr(last, "false_alarm_rate", 0.05) if alpha is None else alpha
+    if known is None or not 0 < rate < 1 / (len(known) + 1):
+        return
+    (say or plain_console().print)(
+        f"nothing can be flagged at a rate of {rate:g}: that takes {fewest_calibration_rows(rate, 1, 1)} held-out normal {items}, there "
+        f"are {len(known)}; the scores rank all the same"
+    )
 
 
 def say_scored(what: str, done: Any, out: Path) -> None:

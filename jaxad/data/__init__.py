@@ -7,7 +7,7 @@ from jaxad.data.folders import read_defects, read_folder, read_mvtec
 from jaxad.data.images import ImageDataset, read_image
 from jaxad.data.pipeline import ImageBatches, PictureFiles, image_batches
 from jaxad.data.suites import MNIST_C, magnetic_tile, mnist_c, one_vs_rest
-from jaxad.data.table_files import read_table, table_blocks
+from jaxad.data.table_files import read_table, table_blocks, table_columns
 from jaxad.data.tiles import TileGrid, stitch, tiles
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "refuse_non_finite",
     "stitch",
     "table_blocks",
+    "table_columns",
     "tiles",
     "wine",
 ]

@@ -32,6 +32,8 @@ class Dataset:
     y: np.ndarray | None
     source: str
     columns: tuple[str, ...] | None = None
+    ids: np.ndarray | None = None
+    """What tells rows apart, ``[rows]`` of any kind, and is no feature."""
 
     def __post_init__(self):
         x = _as_features(self.x, self.name)
@@ -117,6 +119,6 @@ def _as_labels(y, name: str) -> np.ndarray:
         found = ", ".join(repr(value) for value in list(dict.fromkeys(other.tolist()))[:3])
         raise DataError(
             f"{name}: expected labels 0 (normal) and 1 (anomalous), found {found}; "
-            "map them first, for example y = (y == -1).astype(int) for scikit-learn's -1 and +1"
+            "write 0 for every normal row and 1 for every anomalous one"
         )
     return y.astype(np.int64)

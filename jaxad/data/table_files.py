@@ -7,7 +7,7 @@ import reprlib
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,14 @@ NAMELESS = (".array_record", ".npy", ".npz")
 """Those whose columns have no names."""
 
 
-def read_table(path: str | os.PathLike, *, label_column: str | None = None, max_bytes: int = MAX_BYTES) -> Dataset:
+def read_table(
+    path: str | os.PathLike,
+    *,
+    label_column: str | None = None,
+    drop: Sequence[str] = (),
+    id_column: str | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Dataset:
     """Read one table of finite numbers, ``[rows, features]``, named after the file.
 
     - ``.npz``: features under ``X`` or ``x``, labels (0 normal, 1 anomalous) under ``y`` if known; other keys are left
@@ -36,7 +43,8 @@ def read_table(path: str | os.PathLike, *, label_column: str | None = None, max_
 
     In a CSV or Parquet file every column is a feature except the one named by ``label_column``. Nothing is guessed: a
     column that happens to be called ``label``, ``y`` or ``outlier`` is a feature too unless it is named here, and a
-    detector fitted with it has seen the answer.
+    detector fitted with it has seen the answer. Columns named in ``drop`` are left out, if they are there; ``id_column`` is
+    kept as ``ids``, and both may hold text.
 
     float32 arrays stay float32, everything else becomes float64. ``max_bytes`` bounds what one array, or a file, may
     take up in memory; it is judged before anything is read.
@@ -54,12 +62,9 @@ def read_table(path: str | os.PathLike, *, label_column: str | None = None, max_
     path = Path(os.path.expanduser(path))
     _check_file(path, max_bytes)
     suffix = path.suffix.lower()
+    ids = None
     if suffix in NAMELESS:
-        if label_column is not None:
-            raise DataError(
-                f"{path}: label_column={label_column!r} names a CSV or Parquet column; "
-                "give labels to an .npz file under the key 'y'"
-            )
+        _refuse_names(path, label_column, drop, id_column)
         if suffix == ".array_record":
             x, y = np.concatenate(list(_record_pieces(path, 65_536, 0, max_bytes)) or [np.empty((0, 0))]), None
         elif suffix == ".npy":
@@ -69,8 +74,8 @@ def read_table(path: str | os.PathLike, *, label_column: str | None = None, max_
         columns = None
     else:
         frame = _read_csv(path) if suffix == ".csv" else _read_parquet(path, max_bytes)
-        x, y, columns = _split_frame(frame, path, label_column)
-    dataset = Dataset(path.stem, x, y, source=path.name, columns=columns)
+        x, y, columns, ids = _split_frame(frame, path, label_column, drop, id_column)
+    dataset = Dataset(path.stem, x, y, source=path.name, columns=columns, ids=ids)
     refuse_non_finite(dataset.x, str(path), columns=columns)
     return dataset
 
@@ -79,6 +84,8 @@ def table_blocks(
     path: str | os.PathLike,
     *,
     label_column: str | None = None,
+    drop: Sequence[str] = (),
+    id_column: str | None = None,
     rows: int = 65_536,
     start: int = 0,
     max_bytes: int = MAX_BYTES,
@@ -99,22 +106,37 @@ def table_blocks(
         raise DataError(f"expected at least one row in a piece and a first row from 0 on, got {rows=}, {start=}")
     suffix = path.suffix.lower()
     _check_file(path, sys.maxsize)
-    if suffix in NAMELESS and label_column is not None:
-        read_table(path, label_column=label_column)  # which refuses it
-    pieces: Iterator[tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]]
+    if suffix in NAMELESS:
+        _refuse_names(path, label_column, drop, id_column)
+    pieces: Iterator[tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None, np.ndarray | None]]
     if suffix == ".npz":
-        pieces = ((x, y, None) for x, y in npz_pieces(path, rows, start, max_bytes=max_bytes))
+        pieces = ((x, y, None, None) for x, y in npz_pieces(path, rows, start, max_bytes=max_bytes))
     elif suffix in NAMELESS:
         read = _npy_pieces if suffix == ".npy" else _record_pieces
-        pieces = ((x, None, None) for x in read(path, rows, start, max_bytes))
+        pieces = ((x, None, None, None) for x in read(path, rows, start, max_bytes))
     else:
-        pieces = (_split_frame(frame, path, label_column) for frame in _frame_pieces(path, rows, start, max_bytes))
+        frames = _frame_pieces(path, rows, start, max_bytes)
+        pieces = (_split_frame(frame, path, label_column, drop, id_column) for frame in frames)
     first = start
-    for x, y, columns in pieces:
-        dataset = Dataset(path.stem, x, y, source=path.name, columns=columns)
+    for x, y, columns, ids in pieces:
+        dataset = Dataset(path.stem, x, y, source=path.name, columns=columns, ids=ids)
         refuse_non_finite(dataset.x, f"{path}, counted from row {first}" if first else str(path), columns=columns)
         yield dataset
         first += len(dataset.x)
+
+
+def table_columns(path: str | os.PathLike) -> tuple[str, ...] | None:
+    """The names of all columns, unless it is a file whose columns have none."""
+    path = Path(os.path.expanduser(path))
+    _check_file(path, sys.maxsize)
+    if path.suffix.lower() in NAMELESS:
+        return None
+    if path.suffix.lower() == ".csv":
+        with damage_named(path, "comma-separated text in UTF-8"):
+            return tuple(_column_names(path))
+    parquet = _parquet(path)
+    with damage_named(path, "a Parquet file"), parquet.ParquetFile(path) as file:
+        return tuple(file.schema_arrow.names)
 
 
 def _npy_pieces(path: Path, rows: int, start: int, max_bytes: int) -> Iterator[np.ndarray]:
@@ -292,21 +314,35 @@ def _parquet(path: Path):
     return parquet
 
 
-def _split_frame(
-    frame: "pd.DataFrame", path: Path, label_column: str | None
-) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    """Features, labels and the names of the features; ``DataError`` for a column of text."""
-    y = None
+def _refuse_names(path: Path, label_column: str | None, drop: Sequence[str], id_column: str | None) -> None:
+    """A ``DataError`` if a column is named of a file whose columns have no names."""
     if label_column is not None:
-        if label_column not in frame.columns:
-            hint = did_you_mean(label_column, [str(name) for name in frame.columns])
-            raise DataError(f"{path}: expected a label column {label_column!r}, but there is none; {hint}")
-        y = frame.pop(label_column).to_numpy()
+        raise DataError(
+            f"{path}: label_column={label_column!r} names a CSV or Parquet column; give labels to an .npz file under the key 'y'"
+        )
+    if named := [*drop, *([] if id_column is None else [id_column])]:
+        raise DataError(f"{path}: {named[0]!r} names a CSV or Parquet column, and columns of this file have no names")
+
+
+def _split_frame(
+    frame: "pd.DataFrame", path: Path, label_column: str | None, drop: Sequence[str] = (), id_column: str | None = None
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...], np.ndarray | None]:
+    """Features, labels, the names of the features, and what tells rows apart; ``DataError`` for a column of text."""
+
+    def taken(name: str, what: str) -> np.ndarray:
+        if name not in frame.columns:
+            hint = did_you_mean(name, [str(other) for other in frame.columns])
+            raise DataError(f"{path}: expected {what} column {name!r}, but there is none; {hint}")
+        return frame.pop(name).to_numpy()
+
+    ids = None if id_column is None else taken(id_column, "an id")
+    y = None if label_column is None else taken(label_column, "a label")
+    frame = frame.drop(columns=[name for name in drop if name in frame.columns])
     columns = tuple(str(name) for name in frame.columns)
     features = [_numbers(frame.iloc[:, position], path) for position in range(len(columns))]
     if not features:
         raise DataError(f"{path}: expected at least one column of features besides the labels, got none")
-    return np.column_stack(features), y, columns
+    return np.column_stack(features), y, columns, ids
 
 
 def _numbers(column: "pd.Series", path: Path) -> np.ndarray:

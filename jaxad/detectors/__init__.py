@@ -5,7 +5,7 @@ from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.copula import COPOD, ECOD
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.diffusion_time import DTECategorical, DTEInverseGamma
-from jaxad.detectors.estimator import Detector, Estimator, Learned, Standardiser
+from jaxad.detectors.estimator import Detector, Estimator, Learned
 from jaxad.detectors.faces import PyODDetector
 from jaxad.detectors.fitting import fit_many
 from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
@@ -13,6 +13,7 @@ from jaxad.detectors.image import ImageDetector
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
 from jaxad.detectors.scorer import Scorer, static
 from jaxad.detectors.taught import CycleDetector
+from jaxad.standardiser import Standardiser
 
 __all__ = [
     "COPOD",

@@ -15,10 +15,9 @@ from jaxad.detectors.estimator import (
     check_scoring_data,
     check_training_data,
     rescaled,
-    threshold_from,
 )
 from jaxad.detectors.scorer import Average
-from jaxad.metrics.calibration import benjamini_hochberg, check_rate, cross_p_values, finite
+from jaxad.metrics.calibration import benjamini_hochberg, check_rate, cross_p_values, finite, threshold
 
 
 class CrossFit(NamedTuple):
@@ -114,7 +113,7 @@ class ConformalDetector(Estimator):
         pooled = np.concatenate(
             np.atleast_2d(self.calibration_scores_) if self.method == "split" else self.calibration_scores_
         )
-        self.offset_ = threshold_from(pooled, min(self.alpha, 0.5))
+        self.offset_ = threshold(pooled, self.alpha)
         return self
 
     def score_samples(self, X) -> np.ndarray:

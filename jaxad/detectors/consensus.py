@@ -14,11 +14,12 @@ from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import Denoise, hidden_features, make_denoiser
 from jaxad.detectors import views
-from jaxad.detectors.estimator import Estimator, Learned, Standardiser, apply, in_batches
+from jaxad.detectors.estimator import Estimator, Learned, apply, in_batches
 from jaxad.detectors.fitting import train_many
 from jaxad.detectors.scorer import Scorer, stack, static
 from jaxad.detectors.search import Known, known, mean_distance, padded_size
 from jaxad.runtime.runs import open_run
+from jaxad.standardiser import Standardiser, too_far
 
 FARTHEST = 10.0
 """Standardised values are cut here: one absurd value must not decide alone."""
@@ -217,7 +218,8 @@ class ConsensusDetector(Estimator):
         rng = check_random_state(self.random_state)
         standardiser = self._scale_of(X)
         # In random order: what is cut to so many rows below must not be the first of a file sorted by time or kind.
-        rows = standardiser(X)[rng.permutation(len(X))]
+        X = X[rng.permutation(len(X))]
+        rows = standardiser(X)
         folds = _folds(rows, rng)
         networks = min(self.num_networks, len(folds)) if len(rows) >= FEWEST_LEARNED_ROWS else 0
         with open_run(self.run_dir) as run:
@@ -227,14 +229,19 @@ class ConsensusDetector(Estimator):
 
         # Calibration: every fold is measured by views fitted without it. All folds of few rows, of many as many as there are networks.
         calibrating = folds if len(rows) <= 2000 else folds[: max(networks, 1)]
-        measured = [rows[fold[:MOST_HELD_OUT_ROWS]] for fold in calibrating]
+        measured = [fold[:MOST_HELD_OUT_ROWS] for fold in calibrating]
         closed = []
-        for fold, x in zip(calibrating, measured, strict=True):
+        for fold, which in zip(calibrating, measured, strict=True):
             without = np.setdiff1d(kept, fold, assume_unique=True)
+            # A scale that has seen a row makes it look usual, the more the fewer rows and the more columns there are.
+            scale = self._scale_of(np.delete(X, fold, axis=0))
             # Of one size, so that all of them, and what scores in the end, share compiled programs.
-            fitted = views.fit_views(rows[without], whole.known.rows.shape[1])
-            closed.append(in_batches(Partial(views.rows_of_distances, fitted), x).T)
-        seen = [in_batches(Partial(_rows_of_distances, view), x).T for view, x in zip(learned, measured, strict=False)]
+            fitted = views.fit_views(scale(X[without]), whole.known.rows.shape[1])
+            closed.append(in_batches(Partial(views.rows_of_distances, fitted), X[which], prepare=scale).T)
+        seen = [
+            in_batches(Partial(_rows_of_distances, view), rows[which]).T
+            for view, which in zip(learned, measured, strict=False)
+        ]
         stats = [
             views.centre_and_scale(d, 0.97)
             for d in (*np.concatenate(closed, axis=1), *(d for pair in seen for d in pair))
@@ -264,10 +271,13 @@ class ConsensusDetector(Estimator):
 
     def _scale_of(self, X) -> Standardiser:
         """Column means and spreads of values within the 0.1 % and 99.9 % quantiles, so that a few far values do not set the scale."""
-        low, high = np.quantile(X, [0.001, 0.999], axis=0)
-        cut = np.clip(X, low, high)
-        mean = cut.mean(axis=0, dtype=np.float64)
-        std, full = cut.std(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            low, high = np.quantile(X, [0.001, 0.999], axis=0)
+            cut = np.clip(X, low, high)
+            mean = cut.mean(axis=0, dtype=np.float64)
+            std, full = cut.std(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+        if not (np.isfinite(mean).all() and np.isfinite(full).all()):
+            raise too_far(X)
         tiny = 1e-12 * np.maximum(np.abs(mean), 1.0)
         return Standardiser(mean, np.where(std > tiny, std, np.where(full > tiny, full, 1.0)), FARTHEST)
 

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from sklearn.utils.validation import check_is_fitted
 
-from jaxad.detectors.estimator import FAR, Estimator, Learned, Standardiser, check_scoring_data, in_batches, on_device
+from jaxad.detectors.estimator import Estimator, Learned, check_scoring_data, in_batches, on_device
 from jaxad.detectors.scorer import Scorer, static
 from jaxad.detectors.search import padded_size
+from jaxad.standardiser import FAR, Standardiser
 
 # A column whose range is below this, relative to its values, is constant: the rest is rounding.
 CONSTANT = 1e-12

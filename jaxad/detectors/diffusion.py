@@ -19,7 +19,6 @@ from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors.estimator import (
     Estimator,
     Learned,
-    Standardiser,
     apply,
     check_scoring_data,
     in_batches,
@@ -28,6 +27,7 @@ from jaxad.detectors.estimator import (
 from jaxad.detectors.fitting import Plan, default_num_steps, hold_out, learn_alone
 from jaxad.detectors.scorer import Scorer, static
 from jaxad.scoring.draws import over_levels_and_draws
+from jaxad.standardiser import Standardiser
 
 
 class CombinedLevels(Scorer):
@@ -219,8 +219,9 @@ class DiffusionDetector(Estimator):
         train_key, score_key = jax.random.split(jax.random.key(rng.randint(2**31 - 1)))
         network: Any = MLP(width=256, depth=3) if self.network is None else self.network.clone()
         prediction = noise.VELOCITY if self.prediction is None else self.prediction
-        standardiser = Standardiser.fit(X)
-        rows, held_out = hold_out(standardiser(X), rng)
+        rows, held_out = hold_out(X, rng)
+        standardiser = Standardiser.fit(rows)  # which has not seen the rows that the threshold comes from
+        rows, held_out = standardiser(rows), standardiser(held_out)
         num_steps = default_num_steps(len(rows)) if self.num_steps is None else self.num_steps
         make_loss = self.loss
         if make_loss is None:

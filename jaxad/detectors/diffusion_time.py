@@ -16,9 +16,10 @@ from sklearn.utils import check_random_state
 
 from jaxad import noise, training
 from jaxad.denoisers import TimeMLP
-from jaxad.detectors.estimator import Estimator, Learned, Standardiser, in_batches
+from jaxad.detectors.estimator import Estimator, Learned, in_batches
 from jaxad.detectors.fitting import Plan, hold_out, learn_alone
 from jaxad.detectors.scorer import Scorer, static
+from jaxad.standardiser import Standardiser
 
 
 def time_schedule(num_levels: int = 400) -> noise.NoiseLevel:
@@ -141,8 +142,9 @@ class _TimeEstimator(Estimator):
             raise ValueError(f"need batch_size >= 1 and num_steps >= 0, got {self.batch_size=}, {self.num_steps=}")
         rng = check_random_state(self.random_state)
         key = jax.random.key(rng.randint(2**31 - 1))
-        standardiser = Standardiser.fit(X)
-        rows, held_out = hold_out(standardiser(X), rng)
+        rows, held_out = hold_out(X, rng)
+        standardiser = Standardiser.fit(rows)  # which has not seen the rows that the threshold comes from
+        rows, held_out = standardiser(rows), standardiser(held_out)
         num_steps = 4000 if self.num_steps is None else self.num_steps
         optimizer = training.adam(self.learning_rate, num_steps=num_steps, warmup_steps=min(100, num_steps // 10))
         settings = {

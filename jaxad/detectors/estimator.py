@@ -4,6 +4,7 @@ A detector is a subclass of ``Estimator`` with settings and one method, ``_learn
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
@@ -16,14 +17,9 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jaxad.detectors.scorer import Rescaled, tells_where
-from jaxad.metrics.calibration import benjamini_hochberg, check_rate, p_values
+from jaxad.metrics.calibration import benjamini_hochberg, check_rate, p_values, threshold
 from jaxad.runtime.sharding import fetch, pad_to_multiple, replicate, shard_batch
-
-FARTHEST = 1e5
-"""Standardised values are cut here before a network sees them: no anomaly needs to be farther away."""
-
-FAR = 1e12
-"""And here before a distance does: float32 can still square them, whitened too, and add up thousands."""
+from jaxad.standardiser import Standardiser
 
 SCORING_BATCH = 1024
 """Rows scored at once; fewer are padded to the next of 64, 256, 1024, so a few compiled programs serve every call."""
@@ -60,41 +56,6 @@ class Detector(Protocol):
 # ----------------------------------------------------------------------------------------------------------------- the scale
 
 
-class Standardiser(NamedTuple):
-    """Column means and spreads, float64; for images one pair per channel. What a scorer sees of rows in the units of the data.
-
-    On the host, before float32: of a column of time stamps, or of large offsets, its seven digits would lose all that matter.
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    farthest: float = FARTHEST
-    """Standardised values are cut there."""
-
-    @classmethod
-    def fit(cls, X: np.ndarray, *, with_scale: bool = True, farthest: float = FARTHEST) -> "Standardiser":
-        """A constant column keeps scale 1, so that a test value off the constant stays visible instead of dividing by zero."""
-        axes = tuple(range(X.ndim - 1))
-        mean, std = X.mean(axis=axes, dtype=np.float64), X.std(axis=axes, dtype=np.float64)
-        # Rounding gives a constant column a spread of about eps * |mean|; real columns are far above that.
-        varies = std > 1e-12 * np.maximum(np.abs(mean), 1.0)
-        return cls(mean, np.where(varies & with_scale, std, 1.0), farthest)
-
-    @classmethod
-    def nothing(cls, X: np.ndarray) -> "Standardiser":
-        """Rows as they are."""
-        return cls(np.zeros(X.shape[-1]), np.ones(X.shape[-1]), 1e17)
-
-    def __call__(self, X: np.ndarray) -> np.ndarray:
-        """Standardised float32 rows."""
-        with np.errstate(over="ignore"):  # cut in the next step
-            return np.clip((X - self.mean) / self.scale, -self.farthest, self.farthest).astype(np.float32)
-
-    def undo(self, rows: Any) -> np.ndarray:
-        """Standardised rows in the units of the data, float64."""
-        return np.asarray(rows, np.float64) * self.scale + self.mean
-
-
 def rescaled(scorer: Any, own: Standardiser, given: Standardiser) -> Any:
     """A scorer of rows on the scale ``own``, for rows that come on the scale ``given``.
 
@@ -119,6 +80,20 @@ class Learned(NamedTuple):
 
 
 # ----------------------------------------------------------------------------------------------------------------- the batches
+
+
+class _Forked:
+    """Was this process forked from one in which a detector had run? JAX's threads do not come along: its calls would wait for ever."""
+
+    started = forked = False
+
+    @classmethod
+    def in_child(cls):
+        cls.forked = cls.started
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Forked.in_child)
 
 
 @jax.jit
@@ -166,6 +141,12 @@ def in_batches(
     ``prepare`` is applied to each piece of ``rows`` before it goes to the device. On a ``mesh`` the function is copied to every device and
     a batch is cut over them.
     """
+    if _Forked.forked:
+        raise RuntimeError(
+            "this process was forked from one that had already used JAX, where a call would hang: start workers by spawn or forkserver "
+            "(multiprocessing.get_context('spawn'), joblib's loky, gunicorn without --preload), or score in threads"
+        )
+    _Forked.started = True
     pieces = []
     most = rows_at_once(rows.shape[1:])
     placed = function if mesh is None else replicate(function, mesh)
@@ -198,7 +179,9 @@ class Estimator(OutlierMixin, BaseEstimator):
     Attributes:
         scorer_: the ``Scorer``, a pure function of standardised rows; larger = more anomalous.
         standardiser_: from the units of the data to what the scorer sees.
-        calibration_scores_: ``score_samples`` of normal rows it was not fitted on; offset_: the threshold of ``predict``.
+        calibration_scores_: ``score_samples`` of normal rows it was not fitted on.
+        offset_: the threshold of ``predict`` (``calibration.threshold``): below it lie the rows with ``p_values <= false_alarm_rate``. With
+            fewer than ``1 / rate - 1`` calibration rows that is no row at any distance, and it is ``-inf``.
         where_threshold_: what ``where`` of a normal row stays below, but for the false alarm rate; of detectors that can tell.
     """
 
@@ -236,7 +219,7 @@ class Estimator(OutlierMixin, BaseEstimator):
         """Threshold and p-values from now on by these ``score_samples`` of normal rows that were not fitted on."""
         rate = getattr(self, "false_alarm_rate", 0.05)
         self.calibration_scores_ = np.asarray(normal_scores, np.float64)
-        self.offset_ = threshold_from(self.calibration_scores_, rate)
+        self.offset_ = threshold(self.calibration_scores_, rate)
 
     def score_samples(self, X) -> np.ndarray:
         """Minus the scorer's score, ``[rows]`` float64: larger = more normal. A row's score depends on that row alone."""
@@ -317,33 +300,6 @@ def _where(scorer: Any, rows):
 def on_device(scorer: Any) -> Any:
     """The arrays of a scorer as JAX's, so that they do not travel with every batch."""
     return jax.device_put(scorer)  # jnp.asarray would compile a program for every shape
-
-
-def threshold_from(normal_scores, false_alarm_rate: float) -> float:
-    """The score below which a row is called anomalous, from scores of normal rows that the detector was *not* fitted
-    on.
-
-    ``normal_scores [rows]`` are leave-one-out or held-out scores (larger = more normal). The threshold is the k-th
-    smallest of them with ``k = max(1, floor(false_alarm_rate * (rows + 1)))``, so a new normal row, exchangeable with
-    these, falls strictly below it with probability ``k / (rows + 1)``: at most ``false_alarm_rate``, or ``1 / (rows +
-    1)`` where the rows are too few to support that rate. A rate of 0 gives the smallest score (split conformal
-    prediction, Vovk et al. 2005).
-
-    Raises:
-        ValueError: the rate is outside ``[0, 0.5]``, or there is no score, or one is not finite.
-
-    >>> threshold_from([-5.0, -1.0, -2.0, -3.0], 0.0), threshold_from([-5.0, -1.0, -2.0, -3.0], 0.4)
-    (-5.0, -3.0)
-    """
-    scores = np.asarray(normal_scores, np.float64)
-    _check_rate(false_alarm_rate)
-    if scores.ndim != 1 or len(scores) == 0 or not np.isfinite(scores).all():
-        raise ValueError(
-            f"a threshold needs a vector of finite scores, got shape {scores.shape} "
-            f"with {np.count_nonzero(~np.isfinite(scores))} non-finite values"
-        )
-    smallest = max(int(false_alarm_rate * (len(scores) + 1)), 1) - 1
-    return float(np.partition(scores, smallest)[smallest])
 
 
 def check_training_data(detector, X, *, allow_images: bool = False) -> np.ndarray:

@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from sklearn.covariance import ledoit_wolf
 
-from jaxad.detectors.estimator import FAR, Estimator, Learned, Standardiser, in_batches
+from jaxad.detectors.estimator import Estimator, Learned, in_batches
 from jaxad.detectors.scorer import Scorer
+from jaxad.standardiser import FAR, Standardiser
 
 # Held-out scores for the threshold come from this many folds: in-sample distances are far too small once features rival
 # rows.
@@ -70,7 +71,7 @@ class SquaredNorm(Estimator):
     have been this number to two decimals: what a detector gains over it is what it learnt.
 
     Args:
-        false_alarm_rate: share of normal rows that ``predict`` may flag, in ``[0, 0.5]``; see ``threshold_from``.
+        false_alarm_rate: share of normal rows that ``predict`` may flag, in ``[0, 0.5]``; see ``calibration.threshold``.
 
     >>> SquaredNorm().fit([[0.0, 1.0], [1.0, 0.0]]).score_samples([[3.0, 4.0]]).tolist()
     [-25.0]

@@ -20,20 +20,20 @@ from jaxad.detectors.consensus import FARTHEST, Consensus, ConsensusDetector, so
 from jaxad.detectors.estimator import (
     Estimator,
     Learned,
-    Standardiser,
     apply,
     check_scoring_data,
     check_training_data,
     in_batches,
     on_device,
     share,
-    threshold_from,
 )
 from jaxad.detectors.fitting import Stream, check_memory, hold_out, train
 from jaxad.detectors.scorer import Scorer, static
 from jaxad.generation import synthesis
+from jaxad.metrics.calibration import threshold
 from jaxad.runtime.runs import open_run
 from jaxad.runtime.sharding import process_share
+from jaxad.standardiser import Standardiser, nearer
 
 MOST_IN_MEMORY = 5000
 """Of more pictures than memory holds, so many are looked at as a whole: all that the one-vs-rest suites train on."""
@@ -87,7 +87,7 @@ class Look(NamedTuple):
 
     def z(self, seen: Float[Array, "batch values"]) -> Float[Array, "views batch"]:
         """What each view of this look says."""
-        return self.consensus.z(jnp.clip((seen - self.mean[None]) / self.spread[None], -FARTHEST, FARTHEST))
+        return self.consensus.z(nearer((seen - self.mean[None]) / self.spread[None], FARTHEST))
 
 
 class Features(NamedTuple):
@@ -443,7 +443,8 @@ class ImageDetector(Estimator):
         pixels = dataclasses.replace(pixels, weights=self.level_weights_)
         _, values = pixels.measured(jnp.asarray(maps), jnp.asarray(errors))
         error, worst = np.asarray(values, np.float64)
-        self.where_threshold_ = -threshold_from(-worst, self.false_alarm_rate)
+        # Of few pictures, which support no rate, the worst of all: a map is to be looked at in any case.
+        self.where_threshold_ = float(min(-threshold(-worst, self.false_alarm_rate), worst.max()))
         stats = np.array([views.centre_and_scale(values, 0.97) for values in (error, worst)], np.float32)
         return dataclasses.replace(pixels, centre=stats[:, 0], scale=stats[:, 1])
 

@@ -1,6 +1,7 @@
 """Distances to the nearest training rows: the k-nearest-neighbour detector and non-parametric diffusion time
 estimation."""
 
+import dataclasses
 from dataclasses import field
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxad.detectors.estimator import FAR, Estimator, Learned, Standardiser, in_batches
+from jaxad.detectors.estimator import Estimator, Learned, in_batches
 from jaxad.detectors.scorer import Scorer, root, static
 from jaxad.detectors.search import Known, known, squared_distances
+from jaxad.standardiser import FAR, Standardiser
 
 # The threshold needs leave-one-out scores of training rows; this many pin a quantile down, and all pairs of a million
 # rows take hours.
@@ -72,7 +74,7 @@ class KNNDetector(Estimator):
         aggregate: ``"largest"``, ``"mean"`` or ``"median"``.
         standardize: divide each column by its standard deviation in the training rows (a constant column is left as it
             is).
-        false_alarm_rate: share of normal rows that ``predict`` may flag, in ``[0, 0.5]``; see ``threshold_from``.
+        false_alarm_rate: share of normal rows that ``predict`` may flag, in ``[0, 0.5]``; see ``calibration.threshold``.
 
     Raises:
         ValueError: from ``fit``, for settings out of range and for bad data (``check_training_data``).
@@ -113,7 +115,7 @@ class DTENonParametric(Estimator):
             is).
         official_quirks: the saturating integer score of the authors' code; needs more than 2 features.
         num_levels: diffusion steps of the quirky score; not used otherwise.
-        false_alarm_rate: share of normal rows that ``predict`` may flag, in ``[0, 0.5]``; see ``threshold_from``.
+        false_alarm_rate: share of normal rows that ``predict`` may flag, in ``[0, 0.5]``; see ``calibration.threshold``.
 
     Raises:
         ValueError: from ``fit``, for settings out of range, bad data, or 2 features and less under ``official_quirks``
@@ -166,17 +168,33 @@ def _learned(detector, X, make) -> Learned:
         raise ValueError(f"n_neighbors must be a whole number of at least 1, got {detector.n_neighbors!r}")
     detector.n_neighbors_ = min(int(detector.n_neighbors), len(X) - 1)
     X = X.astype(np.float64)
-    standardiser, unit = Standardiser.fit(X, with_scale=detector.standardize, farthest=FAR), 1.0
-    if not detector.standardize:
-        # One unit for all columns keeps the distances what they are, and their squares within float32.
-        unit = float(np.sqrt(X.var(axis=0).mean())) or 1.0
-        standardiser = standardiser._replace(scale=np.full(X.shape[1], unit))
+    standardiser, unit = _scale(X, detector.standardize)
     rows = standardiser(X)
     scorer = make(known(rows), np.float32(unit), detector.n_neighbors_)
     own = np.arange(len(X))
     if len(X) > MOST_THRESHOLD_ROWS:
         own = np.sort(np.random.default_rng(0).choice(len(X), MOST_THRESHOLD_ROWS, replace=False))
-    return Learned(standardiser, scorer, in_batches(Partial(_left_out, scorer), own[:, None]))
+    if not detector.standardize:
+        return Learned(standardiser, scorer, in_batches(Partial(_left_out, scorer), own[:, None]))
+    # A scale that has seen a row makes it look usual, the more the fewer rows and the more columns there are.
+    normal, turn = np.empty(len(own)), np.arange(len(own)) % min(25 if len(X) < 2000 else 5, len(own))
+    for number in range(turn.max() + 1):
+        left_out = own[turn == number]
+        without = np.delete(X, left_out, axis=0)
+        scaled = Standardiser.fit(without, farthest=FAR)(X)
+        of = dataclasses.replace(scorer, known=known(scaled))
+        normal[turn == number] = in_batches(Partial(_left_out, of), left_out[:, None])
+    return Learned(standardiser, scorer, normal)
+
+
+def _scale(X, standardize) -> tuple[Standardiser, float]:
+    """The scale, and the unit of distances on it."""
+    standardiser = Standardiser.fit(X, with_scale=standardize, farthest=FAR)
+    if standardize:
+        return standardiser, 1.0
+    # One unit for all columns keeps the distances what they are, and their squares within float32.
+    unit = float(np.sqrt(X.var(axis=0).mean())) or 1.0
+    return standardiser._replace(scale=np.full(X.shape[1], unit)), unit
 
 
 def _left_out(scorer, own):

@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from jaxad import denoisers, noise, sampling, scoring, training
+from jaxad import denoisers, noise, sampling, scoring, standardiser, training
 from jaxad.data.dataset import did_you_mean
 from jaxad.denoising import Network
 from jaxad.detectors.estimator import Estimator, listed_elsewhere, on_device
@@ -42,7 +42,7 @@ TRANSFORMERS = {thing.__name__: thing for thing in (StandardScaler, MinMaxScaler
 FORMAT = 2
 """1 was before a fitted detector was a scorer (jaxad 0.1)."""
 
-_ROOMS = (noise, sampling, scoring, training, denoisers)
+_ROOMS = (noise, sampling, scoring, standardiser, training, denoisers)
 _ADVICE = {
     "feature_fn": "a detector with features of your own cannot be saved",
     "loss": "scoring needs no loss: set detector.loss = None before saving",
@@ -218,6 +218,7 @@ def load_detector(path: str | os.PathLike) -> Any:
             warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
             detector = _build(content, arrays)
             _try_out(detector)
+            _name_columns(detector, content.get("extra"))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except _BUILD_ERRORS as error:
@@ -371,6 +372,14 @@ def _restore(cls: type, parameters: dict[str, Any], fitted: dict[str, Any]) -> A
     return detector
 
 
+def _name_columns(detector: Any, extra: Any) -> None:
+    """The command line fits arrays and remembers their columns in ``extra``: scikit-learn then refuses a data frame in another order."""
+    columns = extra.get("columns") if isinstance(extra, dict) else None
+    known = isinstance(columns, (list, tuple)) and all(isinstance(name, str) for name in columns)
+    if known and isinstance(detector, Estimator) and len(columns) == getattr(detector, "n_features_in_", None):
+        detector.feature_names_in_ = np.array(columns, object)
+
+
 def _settings_of(cls: Any) -> dict[str, Any]:
     return dict.fromkeys(cls._get_param_names())
 
@@ -403,5 +412,5 @@ def _try_out(detector: Any) -> None:
             where = jax.eval_shape(detector.scorer_.where, jax.ShapeDtypeStruct(row.shape, jnp.float32))
             if where.shape[:1] != (1,) or not math.isfinite(detector.where_threshold_):
                 raise CheckpointError(f"the {type(detector).__name__} does not say where; save it again")
-    if found.shape != (1,) or not math.isfinite(detector.offset_):
+    if found.shape != (1,) or not detector.offset_ < math.inf:
         raise CheckpointError(f"the {type(detector).__name__} does not give one number per row; save it again")

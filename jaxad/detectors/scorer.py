@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxad.standardiser import nearer
+
 
 def static(**settings: Any) -> Any:
     """A field of a scorer that is a setting and no array: part of the compiled program, so it has to be hashable."""
@@ -81,7 +83,7 @@ def stack(scorers: Sequence[Any]) -> Any:
 
 
 class Rescaled(Scorer):
-    """A scorer asked with rows on another scale than its own: ``scorer(clip(rows * stretch + shift))``, along their last axis."""
+    """A scorer asked with rows on another scale than its own: ``scorer(nearer(rows * stretch + shift))``, along their last axis."""
 
     scorer: Any
     stretch: Float[Array | np.ndarray, "..."]
@@ -91,7 +93,7 @@ class Rescaled(Scorer):
     def __call__(self, rows: Float[Array, "batch *sample"]) -> Float[Array, " batch"]:
         """The inner scorer's scores."""
         stretch, shift = (part.reshape(*(1,) * (rows.ndim - 1), -1) for part in (self.stretch, self.shift))
-        return self.scorer(jnp.clip(rows * stretch + shift, -self.farthest, self.farthest))
+        return self.scorer(nearer(rows * stretch + shift, self.farthest))
 
 
 class Average(Scorer):

@@ -18,10 +18,8 @@ from jaxad.denoisers import MLP
 from jaxad.detectors.consensus import ConsensusDetector
 from jaxad.detectors.diffusion import DiffusionDetector
 from jaxad.detectors.estimator import (
-    FARTHEST,
     Estimator,
     Learned,
-    Standardiser,
     apply,
     check_training_data,
     in_batches,
@@ -32,6 +30,7 @@ from jaxad.detectors.search import known as known_rows
 from jaxad.detectors.search import squared_distances
 from jaxad.generation import Generated, Kind, check_examples, cycle, nng_mix, quality, several
 from jaxad.metrics import calibration
+from jaxad.standardiser import FARTHEST, Standardiser, nearer
 
 FEWEST_ROWS = 100
 """Below that p-values are too coarse for the band, and too few rows judge."""
@@ -85,7 +84,7 @@ class Features(Scorer):
         if self.denoiser is not None:
             errors = (log_errors(self.denoiser, rows) - self.mean[None]) / self.scale[None]
             found = jnp.concatenate([rows, errors], axis=1)
-        return jnp.clip(found, -FARTHEST_FEATURE, FARTHEST_FEATURE)
+        return nearer(found, FARTHEST_FEATURE)
 
 
 def log_errors(denoiser, rows):

@@ -53,8 +53,8 @@ def threshold(calibration_scores, alpha: float) -> float:
     Without ties the probability is ``k / (n + 1)`` on average over calibration sets; for the one at hand the rate is distributed as
     Beta(k, n + 1 - k) around it, with a spread of about ``sqrt(alpha (1 - alpha) / n)``.
 
-    ``-inf``, which flags nothing, where ``alpha < 1 / (n + 1)``: so few rows cannot support that rate. (The detectors' own
-    ``threshold_from`` gives the smallest score there.) Raises as ``p_values``, and ValueError for another ``alpha``.
+    ``-inf``, which flags nothing, where ``alpha < 1 / (n + 1)``: so few rows cannot support that rate. Raises as ``p_values``, and
+    ValueError for another ``alpha``.
 
     >>> threshold([-5.0, -1.0, -2.0, -3.0], 0.4), threshold([-5.0, -1.0, -2.0, -3.0], 0.1)
     (-3.0, -inf)

@@ -30,6 +30,7 @@ from jaxad.reports.tables import (
     seeds_of,
     write_csv,
 )
+from jaxad.runtime.files import put, unfinished
 
 __all__ = ["comparison_table", "markdown_table", "write_csv", "write_report"]
 
@@ -92,9 +93,9 @@ def write_page(
         f"<body><h1>{html.escape(title)}</h1>{body}"
         f"<footer>Written by jaxad on {date.today()}. {html.escape(footer)}</footer></body></html>\n"
     )
-    temporary = out_html.with_name(f".{out_html.name}.{os.getpid()}.tmp")
+    temporary = unfinished(out_html, f".{os.getpid()}.tmp")
     temporary.write_bytes(page.encode("utf-8", "replace"))  # a name may hold half a surrogate pair
-    return temporary.replace(out_html)
+    return put(temporary, out_html)
 
 
 def _part(

@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 
 from jaxad import metrics
 from jaxad.evaluation import Evaluation
+from jaxad.runtime.files import put, unfinished
 
 MISSING = "–"
 
@@ -118,12 +119,12 @@ def write_csv(evaluations: Iterable[Evaluation], path: Path | str) -> Path:
     rows = [asdict(record) for record in evaluations]
     lines = [{**row, "versions": " ".join(f"{name}={of}" for name, of in row["versions"].items())} for row in rows]
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished(path, f".{os.getpid()}.tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Evaluation)])
+        writer = csv.DictWriter(file, [field.name for field in fields(Evaluation)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    return temporary.replace(path)
+    return put(temporary, path)
 
 
 def grid_of(evaluations: Iterable[Evaluation], metric: str) -> Grid:

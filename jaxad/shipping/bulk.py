@@ -21,6 +21,7 @@ from jaxad.data.arrays import damage_named
 from jaxad.detectors.persistence import load_detector, load_extra
 from jaxad.metrics.calibration import benjamini_hochberg, p_values
 from jaxad.runtime.cluster import Elsewhere
+from jaxad.runtime.files import FORMATS, check_format, put, unfinished
 from jaxad.shipping import bundle
 
 ROWS_AT_ONCE = 65_536
@@ -51,6 +52,34 @@ def judged(detector: Any, normality, alpha: float | None, fdr: float | None) -> 
     return p, normality < last.offset_ if alpha is None else p <= alpha
 
 
+def in_format_of(whole: Path, out: Path) -> None:
+    """``whole``, a csv file of scores, becomes ``out`` in the format that its ending means."""
+    asked = FORMATS.get(out.suffix.lower(), "csv")
+    if asked == "csv":
+        put(whole, out)
+        return
+    import pandas as pd
+
+    other = whole.with_name(f"{whole.name}.{asked}")
+    with ExitStack() as closing:
+        writer: Any = None
+        for piece in pd.read_csv(whole, chunksize=ROWS_AT_ONCE):
+            if asked == "jsonl":
+                piece.to_json(
+                    other, orient="records", lines=True, mode="w" if writer is None else "a", double_precision=15
+                )
+                writer = other
+                continue
+            import pyarrow as pa
+            import pyarrow.parquet as parquet
+
+            table = pa.Table.from_pandas(piece, preserve_index=False)
+            writer = closing.enter_context(parquet.ParquetWriter(other, table.schema)) if writer is None else writer
+            writer.write_table(table)
+    put(other, out)
+    whole.unlink()
+
+
 def score_file(
     detector: Any,
     data: Path,
@@ -58,6 +87,8 @@ def score_file(
     *,
     columns: tuple[str, ...] | None = None,
     label_column: str | None = None,
+    drop: Sequence[str] = (),
+    id_column: str | None = None,
     alpha: float | None = None,
     fdr: float | None = None,
     mark: str = "",
@@ -68,24 +99,28 @@ def score_file(
 
     Until it is whole the result lies in ``out`` + ``.partial``, with a note of how far it is; a run that was killed or interrupted is
     taken up by the next one with the same ``data`` (name, size, time of change), rates and ``mark`` (which should tell one detector from
-    another). ``columns`` are those of training: a table with the same names in another order is put in theirs. With ``fdr`` all
-    p-values are needed to flag one, eight bytes a row.
+    another). ``columns`` are those of training: a table with the same names in another order is put in theirs; ``drop`` names columns
+    that are left out if they are there, ``id_column`` one that stands in place of ``row``. With ``fdr`` all p-values are needed to flag
+    one, eight bytes a row.
 
     Raises:
         DataError: the table cannot be read or has other columns; what was written is removed.
     """
-    identity = _identity(data, label_column, alpha, fdr, mark)
+    identity = _identity(data, (label_column, id_column, *drop), alpha, fdr, mark)
+    reading: dict[str, Any] = {"label_column": label_column, "drop": drop, "id_column": id_column}
 
     def pieces(start):
         done = start
-        for piece in table_blocks(data, label_column=label_column, rows=rows, start=start):
-            yield range(done, done + len(piece.x)), in_order_of_training(piece, columns, data)
+        for piece in table_blocks(data, rows=rows, start=start, **reading):
+            names = range(done, done + len(piece.x)) if piece.ids is None else piece.ids.tolist()
+            yield names, in_order_of_training(piece, columns, data)
             done += len(piece.x)
         if not done:
-            read_table(data, label_column=label_column)  # says what is wrong with it
+            read_table(data, **reading)  # says what is wrong with it
             raise DataError(f"{data}: expected at least one row, got none")
 
-    return _score_pieces(detector, pieces, HEADER, out, identity, alpha, fdr, progress)
+    header = (id_column or HEADER[0], *HEADER[1:])
+    return _score_pieces(detector, pieces, header, out, identity, alpha, fdr, progress)
 
 
 def score_folder(
@@ -131,7 +166,9 @@ def _score_pieces(
 ) -> Scored:
     """Score ``pieces(start)``, names and rows from row ``start`` on, into ``out``; ``identity`` tells this work from another."""
     started = time.perf_counter()
-    partial, note = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
+    check_format(out)
+    partial = unfinished(out)
+    note = partial.with_name(partial.name + ".json")
     known = _known(note, identity) if partial.is_file() else None
     done, size, flagged = known or (0, 0, 0)
     taken_up = done
@@ -154,7 +191,7 @@ def _score_pieces(
                 advance(len(p))
         if fdr is not None:
             flagged = _flag_report(partial, detector, fdr)
-        partial.replace(out)
+        in_format_of(partial, out)
     except ValueError:
         partial.unlink(missing_ok=True)
         raise
@@ -195,6 +232,8 @@ def load(model: Path) -> Loaded:
         extra = (about if isinstance(about, dict) else {}) | ({} if columns is None else {"columns": columns})
     else:
         detector, extra = load_detector(model), load_extra(model) or {}
+        # Columns are put in their order here, and rows reach the detector as arrays: nothing to warn of.
+        vars(detector).pop("feature_names_in_", None)
     return Loaded(detector, extra, _mark(model))
 
 
@@ -299,8 +338,16 @@ def read_scores(out: Path) -> np.ndarray:
     Raises:
         DataError: the file is damaged, or another one.
     """
-    with damage_named(out, "a csv file of scores"), out.open(newline="", encoding="utf-8") as file:
-        scores = np.array([float(row["anomaly_score"]) for row in csv.DictReader(file)])
+    with damage_named(out, "a file of scores"):
+        asked = FORMATS.get(out.suffix.lower(), "csv")
+        if asked == "csv":
+            with out.open(newline="", encoding="utf-8") as file:
+                scores = np.array([float(row["anomaly_score"]) for row in csv.DictReader(file)])
+        else:
+            import pandas as pd
+
+            frame = pd.read_parquet(out) if asked == "parquet" else pd.read_json(out, lines=True)
+            scores = frame["anomaly_score"].to_numpy(np.float64)
         if not len(scores) or not np.isfinite(scores).all():
             raise DataError(
                 f"{out}: expected finite scores, got {len(scores)} of which {np.isfinite(scores).sum()} are"
@@ -325,9 +372,24 @@ def in_order_of_training(table: Dataset, columns: tuple[str, ...] | None, source
     return table.x[:, [list(table.columns).index(column) for column in columns]]
 
 
+def moved_columns(detector: Any, pieces: Iterator[Dataset], extra: dict[str, Any], most: int = 3) -> str:
+    """The columns whose mean is farthest from that of training, in words; "" where the detector keeps no scale of columns."""
+    scale = getattr(detector, "standardiser_", None)
+    if scale is None or not (np.any(scale.mean) or np.any(scale.scale != 1)):
+        return ""
+    total, count = np.zeros(len(scale.mean)), 0
+    for piece in pieces:
+        x = in_order_of_training(piece, extra.get("columns"), Path(piece.source))
+        total, count = total + np.clip((x - scale.mean) / scale.scale, -1e9, 1e9).sum(axis=0), count + len(x)
+    names = extra.get("columns") or range(len(total))
+    away = dict(zip(names, total / max(count, 1), strict=True))
+    farthest = sorted(away, key=lambda name: -abs(away[name]))[:most]
+    return ", ".join(f"{name} (mean {away[name]:+.1f} spreads)" for name in farthest if abs(away[name]) > 0.5)
+
+
 def _lines(rows) -> bytes:
     with io.StringIO(newline="") as text:
-        csv.writer(text).writerows(rows)
+        csv.writer(text, lineterminator="\n").writerows(rows)
         return text.getvalue().encode("utf-8", "backslashreplace")  # a file's name may be any bytes
 
 

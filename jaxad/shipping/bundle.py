@@ -27,6 +27,8 @@ import jax
 import jax.export
 import numpy as np
 
+from jaxad.standardiser import Standardiser
+
 CARD = "card.json"
 PROGRAM = "program.bin"
 WHERE = "where.bin"
@@ -65,6 +67,7 @@ class Scorer:
 
     Attributes:
         card: what ``card.json`` says: ``detector``, ``sample_shape``, ``columns``, ``threshold``, ``data``, ``licence``, ``metrics``.
+        standardiser_: from the units of the data to what the program sees.
         offset_, calibration_scores_: the threshold of ``predict`` and what ``p_values`` compares with (or None), named as in the detectors.
         where_threshold_: what the largest value of ``where`` of a normal row stays below, but for the false alarm rate; None: cannot tell.
         parity_: largest difference between the program's scores of the example rows and the detector's, as a share of what is tolerated.
@@ -72,11 +75,11 @@ class Scorer:
 
     def __init__(self, card: dict[str, Any], programs: dict[str, jax.export.Exported], parameters: dict, host: dict):
         self.card = card
-        self.offset_: float = card["threshold"]
+        self.offset_: float = -math.inf if card["threshold"] is None else card["threshold"]
         self.where_threshold_: float | None = card["where_threshold"]
         self.calibration_scores_: np.ndarray | None = host.get("calibration_scores")
         self._parameters = jax.device_put(parameters)
-        self._host = host
+        self.standardiser_ = Standardiser(host["mean"], host["scale"], card["farthest"])
         # One compilation per batch size: a call of the exported program outside jit would be compiled as often, and dispatched slower.
         self._programs = {name: jax.jit(program.call) for name, program in programs.items()}
         self.parity_ = 0.0
@@ -193,10 +196,7 @@ class Scorer:
 
     def _standardised(self, X: np.ndarray) -> np.ndarray:
         """float32, computed in float64 as the detectors do: a column of time stamps would lose its digits in the program's float32."""
-        farthest = self.card["farthest"]
-        with np.errstate(over="ignore"):  # cut in the same line
-            rows = (X - self._host["mean"]) / self._host["scale"]
-        return np.clip(rows, -farthest, farthest).astype(np.float32)
+        return self.standardiser_(X)
 
 
 def load_scorer(path: str | os.PathLike) -> Scorer:
@@ -334,7 +334,7 @@ _FIELDS = {
     "farthest": lambda value: _is_number(value) and value > 0,
     "batch_sizes": lambda value: _is_shape(value) and value and min(value) >= 1 and value == sorted(value),
     "platforms": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-    "threshold": _is_number,
+    "threshold": lambda value: value is None or _is_number(value),
     "where_threshold": lambda value: value is None or _is_number(value),
     "parity_scores": lambda value: isinstance(value, list) and value and all(map(_is_number, value)),
     "parameters": _is_signatures,

@@ -96,7 +96,7 @@ def export_detector(
         "farthest": float(scale.farthest),
         "batch_sizes": sorted({1, min(16, most_rows), min(128, most_rows), most_rows}),
         "platforms": list(PLATFORMS),
-        "threshold": float(detector.offset_),
+        "threshold": float(detector.offset_) if np.isfinite(detector.offset_) else None,
         "where_threshold": float(detector.where_threshold_) if tells_where(scorer) else None,
         "tolerance": f"{bundle.TOLERANCE} of the score plus {bundle.TOLERANCE} of the standard deviation of parity_scores",
         "parity_scores": _scores_in_memory(detector, examples).tolist(),

@@ -40,8 +40,8 @@ class Kind(Protocol):
         """Those that can be fitted: part of the catalogue."""
         ...
 
-    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, Any, str]:
-        """``(rows to learn from, JSON to remember of reading them, how many in words)``; ``say`` prints a sentence."""
+    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
+        """``(rows to learn from, what to remember of reading them, key among it, how many in words)``; ``say`` prints a sentence."""
         ...
 
     def score(self, asked: "Asked", options: Any) -> None:

@@ -75,7 +75,7 @@ class Pictures:
 
         return saveable(PICTURES | elsewhere())
 
-    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, Any, str]:
+    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
         """An array, or files that are read batch by batch if memory is short on any process."""
         import jax
 
@@ -100,7 +100,7 @@ class Pictures:
             say(f"{pictures!r}")
             rows = pictures.x
         # What was decided by looking at the training pictures holds for those to come.
-        return rows, {**reading, "size": list(rows.shape[1:3])}, f"{len(rows)} pictures"
+        return rows, {self.key: {**reading, "size": list(rows.shape[1:3])}}, f"{len(rows)} pictures"
 
     def score(self, asked: Any, options: Any) -> None:
         """In pieces, so that a folder may be of any length; as a whole for maps, a page or measurements. A bundle makes no page."""
@@ -172,6 +172,7 @@ def _reading(model: Path, kept: Any) -> dict[str, Any]:
 def _score_whole(asked: Any, reading: dict[str, Any], options: Any, tells_where: bool) -> None:
     from jaxad.data import read_folder, read_mvtec
     from jaxad.reports.picture_page import measured, write_image_report
+    from jaxad.runtime.files import put, unfinished
     from jaxad.shipping.bulk import judged
 
     detector, folder, console = asked.loaded.detector, asked.data, plain_console()
@@ -192,11 +193,11 @@ def _score_whole(asked: Any, reading: dict[str, Any], options: Any, tells_where:
         f"{len(normality)} pictures scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {asked.out}"
     )
     if options.maps is not None:
-        unfinished = options.maps.with_name(options.maps.name + ".partial.npz")
+        whole = unfinished(options.maps, ".partial.npz")
         np.savez_compressed(
-            unfinished, maps=np.asarray(where), threshold=detector.where_threshold_, files=np.array(pictures.files)
+            whole, maps=np.asarray(where), threshold=detector.where_threshold_, files=np.array(pictures.files)
         )
-        unfinished.replace(options.maps)
+        put(whole, options.maps)
         console.print(f"maps written to {options.maps}")
     found = measured(pictures, -normality, where)
     if found:
@@ -207,10 +208,13 @@ def _score_whole(asked: Any, reading: dict[str, Any], options: Any, tells_where:
 
 
 def _write_scores(out: Path, names: Any, normality, p, flagged) -> None:
-    unfinished = out.with_name(out.name + ".partial")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+    from jaxad.runtime.files import unfinished
+    from jaxad.shipping.bulk import in_format_of
+
+    whole = unfinished(out)
+    with whole.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "anomaly_score", "p_value", "flagged"])
         columns = ((-normality).tolist(), p.round(6).tolist(), flagged.astype(int).tolist())
         writer.writerows(zip(names, *columns, strict=True))
-    unfinished.replace(out)
+    in_format_of(whole, out)

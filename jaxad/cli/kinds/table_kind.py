@@ -11,12 +11,23 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Labels:
+class Scoring:
     """How a table is read."""
 
     label_column: str | None = None
     """Tables: column of a csv or parquet file with 0 (normal) or 1 (anomalous). It is not scored: rows to learn from that are labelled 1
     are left out, scores of new ones are measured against it."""
+    id_column: str | None = None
+    """Tables: column of a csv or parquet file that tells rows apart. It is not scored, and stands in place of row in the scores; jaxad
+    score knows the one of jaxad fit."""
+
+
+@dataclass(frozen=True)
+class Fitting(Scoring):
+    """What is learned from."""
+
+    drop: tuple[str, ...] = ()
+    """Tables: columns of a csv or parquet file to leave out; jaxad score leaves them out as well."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,7 @@ class Tables:
 
     key, words, items, default = "columns", "a file of rows", "rows", "recommended"
     to_score, settings = "FILE --out scores.csv", ()
-    Fitting = Scoring = Labels
-    Generating = Nothing
+    Fitting, Scoring, Generating = Fitting, Scoring, Nothing
 
     def holds(self, data: Path, options: Any = None) -> bool:
         """Whatever is no folder."""
@@ -42,38 +52,62 @@ class Tables:
 
         return saveable(ROWS | elsewhere())
 
-    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, Any, str]:
+    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
         """The normal rows."""
-        from jaxad.data import read_table
+        from jaxad.data import DataError, read_table, table_columns
+        from jaxad.data.doubts import doubts
 
-        table = read_table(data, label_column=options.label_column)
+        if unknown := sorted(set(options.drop) - set(table_columns(data) if options.drop else ())):
+            raise DataError(f"--drop: {data} has no column {unknown[0]!r}")
+        how = {"label_column": options.label_column, "drop": options.drop, "id_column": options.id_column}
+        table = read_table(data, **how)
         rows = table.x
         if table.y is not None:
             rows = rows[table.y == 0]
             if not len(rows):
                 raise ValueError(f"{data} holds no normal row to learn from: all {len(table.x)} are labelled anomalous")
             say(f"{len(table.x) - len(rows)} rows labelled anomalous are left out of training")
-        return rows, table.columns, f"{len(rows)} rows of {rows.shape[1]} features"
+        for doubt in doubts(rows, table.columns):
+            say(f"warning: {doubt}" + (" with --drop" if doubt.endswith("leave it out") else ""))
+        kept = {"columns": table.columns, "dropped": options.drop, "id_column": options.id_column}
+        return rows, kept, f"{len(rows)} rows of {rows.shape[1]} features"
 
     def score(self, asked: Any, options: Any) -> None:
         """In pieces, so that a file may be of any length."""
         from jaxad import metrics
         from jaxad.cli.terminal import plain_console, say_scored
-        from jaxad.data import table_blocks
-        from jaxad.shipping.bulk import read_scores, score_file
+        from jaxad.data import table_blocks, table_columns
+        from jaxad.runtime.files import is_stream
+        from jaxad.shipping.bulk import moved_columns, read_scores, score_file
 
         detector, extra, mark = asked.loaded
         data, out, label = asked.data, asked.out, options.label_column
-        how = {"columns": extra.get("columns"), "label_column": label, "mark": mark, "progress": True}
-        say_scored("rows", score_file(detector, data, out, **how, **asked.rates), out)
+        ids = options.id_column
+        if ids is None and (known := extra.get("id_column")) in (table_columns(data) or ()):
+            ids = known
+        reading = {"label_column": label, "drop": tuple(extra.get("dropped", ())), "id_column": ids}
+        how = {"columns": extra.get("columns"), "mark": mark, "progress": True}
+        done = score_file(detector, data, out, **reading, **how, **asked.rates)
+        say, blocks = plain_console().print, partial(table_blocks, data, **reading)
+        say_scored("rows", done, out)
+        if done.rows >= 20 and done.flagged > done.rows / 2 and (moved := moved_columns(detector, blocks(), extra)):
+            say(
+                f"{done.flagged} of {done.rows} rows are flagged: the file as a whole differs from the rows of training; "
+                f"moved most: {moved}"
+            )
         if label is None and data.suffix.lower() != ".npz":
             return
-        labels = [piece.y for piece in table_blocks(data, label_column=label) if piece.y is not None]
-        if labels and len(np.unique(np.concatenate(labels))) == 2:
-            y, scores = np.concatenate(labels), read_scores(out)
-            plain_console().print(
-                f"AUROC {metrics.auroc(y, scores):.4f}, average precision {metrics.average_precision(y, scores):.4f}"
+        labels = [piece.y for piece in blocks() if piece.y is not None]
+        y = np.concatenate(labels) if labels else np.zeros(0, int)
+        if len(np.unique(y)) == 1:
+            say(
+                f"nothing is measured: all {len(y)} labels{f' of {label!r}' if label else ''} are {y[0]}, AUROC needs both"
             )
+        elif len(y) and is_stream(out):
+            say("nothing is measured: the scores went into a stream; name a file to measure them against the labels")
+        elif len(y):
+            scores = read_scores(out)
+            say(f"AUROC {metrics.auroc(y, scores):.4f}, average precision {metrics.average_precision(y, scores):.4f}")
 
     def generate(self, model: Path, out: Path, made: dict[str, Any], options: Any) -> None:
         """A .npz file of rows of all kinds of the cycle."""
