@@ -3,9 +3,11 @@
 What a command needs beyond its options it imports when it runs: ``jaxad --help`` waits for no JAX.
 """
 
+import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from importlib.metadata import version
 
 import tyro
 
@@ -54,6 +56,12 @@ def _cached(command: Callable[..., None]) -> Callable[..., None]:
 def main() -> None:
     """The ``jaxad`` command."""
     warnings.simplefilter("default")
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"jaxad: warning: {message}\n"
+    )  # for people, who have no source to look at
+    if sys.argv[1:] == ["--version"]:
+        plain_console().print(f"jaxad {version('jaxad')}")
+        return
     with exit_on_user_error("interrupted"):
         tyro.extras.subcommand_cli_from_dict(
             {name: _cached(command) for name, command in COMMANDS.items()},

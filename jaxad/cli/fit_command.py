@@ -65,11 +65,16 @@ def fit(
         except ValueError as error:
             raise ValueError(f"{error}, for {kind.words} such as {data}") from error
         has = chosen.get_params()
-        asked = {option: getattr(by_kind, option) for option in kind.settings if option in kinds.given(by_kind)}
+        asked = kind.settings(by_kind, kinds.given(by_kind))
         if "false_alarm_rate" in has or false_alarm_rate != RATE:
             asked["false_alarm_rate"] = false_alarm_rate
         if unknown := [option for option in asked if option not in has]:
-            raise ValueError(f"--{unknown[0].replace('_', '-')}: {name} has no such setting")
+            raise ValueError(
+                f"--{unknown[0].replace('_', '-').replace('max-seconds', 'minutes')}: {name} has no such setting"
+            )
+        for option, value in kind.limits(by_kind, resumes=run_dir is not None, say=console.print).items():
+            if option in has:
+                asked.setdefault(option, value)
         settings = {**asked, **where.settings(name, has)} | ({"verbose": 1} if "verbose" in has else {})
         if run_dir is not None:
             if "run_dir" not in has:

@@ -197,6 +197,35 @@ def list_pictures(folder: Path, root: Path | None = None) -> list[Path]:
     return found
 
 
+QUIET = (".csv", ".db", ".htm", ".html", ".ini", ".json", ".md", ".npz", ".parquet", ".txt", ".xml", ".yaml", ".yml")
+"""Endings of what lies beside pictures without being one."""
+
+
+def passed_over(folder: Path) -> str:
+    """What lies in a folder of pictures and is not read as one, in words: files of other endings, folders; "" if there is nothing.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a.png", "b.webp", "notes.txt"):
+    ...         Path(folder, name).touch()
+    ...     Path(folder, "night").mkdir()
+    ...     passed_over(Path(folder))
+    '1 file is no PNG, JPEG, BMP or TIFF: b.webp; 1 folder was not entered: night'
+    """
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    other = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() not in (*SUFFIXES, *QUIET)]
+    inside = [entry.name for entry in entries if entry.is_dir()]
+    said = []
+    for names, one, many in (
+        (other, "file is no PNG, JPEG, BMP or TIFF", "files are no PNG, JPEG, BMP or TIFF"),
+        (inside, "folder was not entered", "folders were not entered"),
+    ):
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            said.append(f"{len(names)} {one if len(names) == 1 else many}: {shown}")
+    return "; ".join(said)
+
+
 def refuse_way_out(path: Path, root: Path) -> None:
     """Raise a ``DataError`` if ``path`` is, or lies behind, a symbolic link that leads out of ``root``, or in a circle."""
     try:

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import os
+import re
 import reprlib
 import sys
 import warnings
@@ -253,17 +254,56 @@ def _parsed(path: Path, chunksize: int | None = None) -> "Iterator[pd.DataFrame]
             yield frame
             if chunksize is None:
                 return
-    except pd.errors.ParserWarning as error:
-        raise DataError(
-            f"{path}: expected rows as long as the line of column names, but {error}; mend the file"
-        ) from error
+    except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
+        raise DataError(_row_of_other_length(path) or f"{path}: expected comma-separated text, but {error}") from error
     finally:
         if reader is not None:
             reader.close()
 
 
+def _refuse_beginning(path: Path) -> None:
+    """A ``DataError`` that names the cause if a file does not begin as comma-separated text in UTF-8 does."""
+    with path.open("rb") as file:
+        start = file.read(2**16)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:64]:
+        raise DataError(f"{path}: expected text in UTF-8, this looks like UTF-16; save it as UTF-8")
+    lines = start.split(b"\n")
+    try:
+        b"\n".join(lines[: max(len(lines) - 1, 1)]).decode("utf-8")  # the last line may be cut within a letter
+    except UnicodeDecodeError as error:
+        number = start[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}: expected text in UTF-8, but line {number} holds the byte {start[error.start]:#x}, as in Latin-1 or Windows-1252; "
+            "save it as UTF-8"
+        ) from error
+    first = lines[0].decode("utf-8-sig").strip()
+    if first.lower().startswith("sep="):
+        raise DataError(f"{path}: expected column names in the first line, got Excel's {first!r}; remove that line")
+    second = lines[1].decode("utf-8") if len(lines) > 2 else ""
+    if first.startswith("#") and second.count(",") != first.count(","):
+        raise DataError(f"{path}: expected column names in the first line, got the comment {first[:40]!r}; remove it")
+
+
+def _row_of_other_length(path: Path) -> str | None:
+    """Which row has more values than there are names, in words."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.reader(lines, skipinitialspace=True)
+            names = next(row for row in reader if row)
+            for row in reader:
+                if len(row) > len(names):
+                    return (
+                        f"{path}: expected {len(names)} values in every line, as there are column names, got {len(row)} in line "
+                        f"{reader.line_num}; mend it (a value that holds a comma stands in quotes)"
+                    )
+    except (csv.Error, StopIteration, UnicodeDecodeError):
+        pass
+    return None
+
+
 def _column_names(path: Path) -> list[str]:
     """The names in the first line of a CSV file, each there and unlike the others; ``DataError`` if they are none."""
+    _refuse_beginning(path)
     with path.open(newline="", encoding="utf-8-sig") as lines:
         names = [name.strip() for name in next((row for row in csv.reader(lines, skipinitialspace=True) if row), [])]
     if not names:
@@ -275,9 +315,13 @@ def _column_names(path: Path) -> list[str]:
         )
     if not all(names):
         nameless = next(index for index, name in enumerate(names) if not name)
+        why = {
+            0: "name or remove it (pandas writes its row numbers like that: save with index=False)",
+            len(names) - 1: "the line ends with a comma: take it away there, and in the lines below",
+        }
         raise DataError(
             f"{path}: expected a name for every column, but column {nameless} (counting from 0) has none; "
-            "name or remove it (pandas writes its row numbers like that: save with index=False)"
+            + why.get(nameless, "name or remove it")
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -285,7 +329,7 @@ def _column_names(path: Path) -> list[str]:
             f"{path}: expected every column name once, but {twice[0]!r} occurs {names.count(twice[0])} times; "
             "rename one"
         )
-    if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
+    if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
         raise DataError(
             f"{path}: expected columns separated by commas, got the first line {names[0]!r}; save it with commas"
         )
@@ -359,10 +403,31 @@ def _numbers(column: "pd.Series", path: Path) -> np.ndarray:
         elif not (pd.api.types.is_scalar(value) and pd.isna(value)):
             where = _line_of(path, str(column.name), value) if path.suffix.lower() == ".csv" else f"row {row}"
             raise DataError(
-                f"{path}: expected numbers in column {column.name!r}, found {reprlib.repr(value)} in {where}; "
-                "encode the column as numbers or remove it"
+                f"{path}: expected numbers in column {column.name!r}, found {reprlib.repr(value)} in {where}; {_what_text_is(value)}"
             )
     return numbers
+
+
+_WRITTEN = (
+    (r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", "that looks like thousands separators: save the numbers without"),
+    (r"[+-]?[\d.]*\d,\d+", "that looks like a decimal comma: save the file with decimal points"),
+    (r"0[xX][0-9a-fA-F]+", "that looks like a hexadecimal number: save it as a decimal one"),
+    (
+        r"[^\w\s.,+-]\s*[+-]?[\d.,]+|[+-]?[\d.,]+\s*[^\d\s.,]{1,4}",
+        "that looks like a number with a unit: save it without",
+    ),
+    (
+        r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}.*",
+        "that looks like a date: leave the column out (--drop), or save it as a number",
+    ),
+)
+"""Numbers as people and programs write them, and how to write them instead."""
+
+
+def _what_text_is(value) -> str:
+    text = value.strip() if isinstance(value, str) else ""
+    found = (advice for pattern, advice in _WRITTEN if re.fullmatch(pattern, text))
+    return next(found, "encode the column as numbers, or leave it out (--drop)")
 
 
 def _is_number(value) -> bool:

@@ -67,6 +67,8 @@ MEMBERS_AT_ONCE = 16
 LARGE_BATCH = 2**16
 """Numbers in a batch from which on it is asked whether the training fits in memory: to ask takes a second, and small ones fit."""
 
+SECONDS_BETWEEN_LINES = 30.0
+
 LEVELS_SHOWN = 4
 """Noise levels whose held-out loss is shown by itself, evenly spread over the schedule."""
 
@@ -106,6 +108,7 @@ def train(
     by_level: training.Loss | None = None,
     mesh: Mesh | None = None,
     cut_parameters: bool = False,
+    max_seconds: float | None = None,
     run: Run | None = None,
     verbose: int = 0,
     title: str = "training",
@@ -121,6 +124,7 @@ def train(
     On a ``mesh`` the state is copied to every device, or with ``cut_parameters`` cut over them (``sharding.shard_parameters``); rows
     are cut in any case. The mesh may lie over several processes (``jaxad.runtime.distributed``), all with the same ``rows``; a ``Stream``
     delivers to each its own part of every batch.
+    After ``max_seconds`` it stops at the next chunk of ``STEPS_AT_ONCE`` steps, with a last look at the held-out rows.
     With ``run`` the state is kept in a run directory, and what is found there is taken up: the result is that of a run never stopped,
     to the bit on the same kind of device.
 
@@ -166,18 +170,24 @@ def train(
     if not isinstance(rows, Stream):
         padded = jax.device_put(padded) if mesh is None else shard_batch(pad_to_multiple(padded, mesh.size)[0], mesh)
 
+    deadline, overtime = None if max_seconds is None else time.monotonic() + max_seconds, False
+
     def finished(step):
-        return step >= num_steps or (len(values) > 0 and len(values) - 1 - int(np.argmin(values)) >= PATIENCE)
+        return (
+            step >= num_steps or overtime or (len(values) > 0 and len(values) - 1 - int(np.argmin(values)) >= PATIENCE)
+        )
 
     with ProgressBar(title, num_steps, verbose) as bar:
         clock = _Clock(len(losses), batch_size)
 
         def look(state, new_losses):
-            nonlocal best, losses, values
+            nonlocal best, losses, values, overtime
             step = int(state.step)
+            if deadline is not None:
+                overtime = any(distributed.any_process([time.monotonic() > deadline]))
             losses = np.concatenate([losses, new_losses])
             told = {"loss": float(new_losses.mean()), **clock(step)}
-            if step % CHUNK == 0 or step == num_steps:
+            if step % CHUNK == 0 or step == num_steps or overtime:
                 value = float(
                     _validate(jax.random.clone(validation_key), state.ema, validation_rows, schedule, measure=measure)
                 )
@@ -193,12 +203,13 @@ def train(
                         for sigma, at in zip(np.asarray(shown.sigma), np.asarray(each), strict=True)
                     }
             bar.update(step, told)
+            done = finished(step)
             if run is not None:
                 run.log(step, told)
                 if stream is not None:
                     run.data_position = stream.batches.get_state()
-                _keep(run, _Progress(state, best, losses, values), step, finished(step))
-            return finished(step)
+                _keep(run, _Progress(state, best, losses, values), step, done)
+            return done
 
         if not finished(int(state.step)):
             common: Any = {"loss": loss, "optimizer": optimizer, "num_steps": num_steps, "chunk": STEPS_AT_ONCE}
@@ -450,10 +461,13 @@ def _bucket(num_rows: int) -> int:
 
 
 class ProgressBar:
-    """Steps, loss, held-out loss and time left on the terminal, the rest on a line below; nothing at all unless ``verbose``."""
+    """Steps, loss, held-out loss and time left on the terminal, the rest on a line below; nothing at all unless ``verbose``.
+
+    In a file, which shows no bar, a line every half minute.
+    """
 
     def __init__(self, title, num_steps, verbose):
-        self.live, self.told = None, {}
+        self.live, self.told, self.said = None, {}, time.monotonic()
         if verbose and distributed.is_main():
             from rich.console import Group
             from rich.live import Live
@@ -478,6 +492,12 @@ class ProgressBar:
             names = {"loss": "loss", "held-out loss": "held out"}
             losses = ", ".join(f"{word} {self.told[name]:.4f}" for name, word in names.items() if name in self.told)
             self.bar.update(self.task, completed=step, losses=losses)
+            seen = self.live.console.is_terminal or self.live.console.is_jupyter
+            if not seen and time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
+                task = self.bar.tasks[0]
+                left = "" if task.time_remaining is None else f", {task.time_remaining / 60:.1f} minutes left at most"
+                self.live.console.print(f"{task.description}: step {step} of {task.total:.0f}, {losses}{left}")
+                self.said = time.monotonic()
 
     def more(self) -> str:
         """What the bar has no room for: loss by level, speed and memory."""

@@ -235,6 +235,8 @@ class ImageDetector(Estimator):
             features: a fifth look. What JAX can trace becomes part of the scorer, anything else is called back. A detector with one
             cannot be saved.
         num_steps: most steps of the denoiser of pixels.
+        max_seconds: its training stops after this, even if it could go on; None: never. A limit that strikes makes the result depend on
+            the machine's speed.
         batch_size, learning_rate: of that denoiser.
         draws: noise draws per level, shared by all pictures.
         smoothing: standard deviation of the map's blur in pixels; None: a 56th of the shorter side, 1 at least.
@@ -266,6 +268,7 @@ class ImageDetector(Estimator):
     maps: bool = True
     feature_fn: Any = None
     num_steps: int = 2000
+    max_seconds: float | None = None
     batch_size: int = 64
     learning_rate: float = 2e-3
     draws: int = 2
@@ -411,6 +414,7 @@ class ImageDetector(Estimator):
             (rows[:1], np.zeros(1, np.float32)),
             **self._how_to_train(network),
             by_level=training.simple_loss(network, noise.VELOCITY),
+            max_seconds=self.max_seconds,
             run=run,
             verbose=self.verbose,
             title=type(network).__name__,

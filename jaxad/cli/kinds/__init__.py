@@ -26,8 +26,6 @@ class Kind(Protocol):
     """The detector's name in the catalogue, unless another one is asked for."""
     to_score: str
     """The rest of ``jaxad score MODEL``, as an example."""
-    settings: tuple[str, ...]
-    """Those options of ``Fitting`` that are settings of a detector."""
     Fitting: type
     Scoring: type
     Generating: type
@@ -38,6 +36,14 @@ class Kind(Protocol):
 
     def detectors(self) -> Mapping[str, Any]:
         """Those that can be fitted: part of the catalogue."""
+        ...
+
+    def settings(self, options: Any, given: set[str]) -> dict[str, Any]:
+        """What a detector is told of the options that were given."""
+        ...
+
+    def limits(self, options: Any, resumes: bool, say: Any) -> dict[str, Any]:
+        """What a detector that has such settings is told unless it was told otherwise; ``say`` prints a sentence."""
         ...
 
     def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:

@@ -28,6 +28,8 @@ class Fitting:
     """Pictures: train a denoiser of pixels, for maps of where."""
     num_steps: int = 2000
     """Pictures: most training steps of that denoiser."""
+    minutes: float | None = None
+    """Pictures: most minutes of its training; default: 5 on a CPU, on an accelerator no limit. With --run-dir each run has so many."""
     stream: bool = False
     """Pictures: read them batch by batch; done without asking where all of them would take most of the free memory."""
     workers: int = 0
@@ -58,11 +60,14 @@ class Generating:
     """With defects: steps of learning from them."""
 
 
+MINUTES = 5
+
+
 class Pictures:
     """The plug: see ``kinds.Kind``."""
 
     key, words, items, default = "pictures", "a folder of pictures", "pictures", "image"
-    to_score, settings = "FOLDER --out scores.csv --page report.html", ("maps", "num_steps")
+    to_score = "FOLDER --out scores.csv --page report.html"
     Fitting, Scoring, Generating = Fitting, Scoring, Generating
 
     def holds(self, data: Path, options: Any = None) -> bool:
@@ -75,11 +80,28 @@ class Pictures:
 
         return saveable(PICTURES | elsewhere())
 
+    def settings(self, options: Any, given: set[str]) -> dict[str, Any]:
+        """The denoiser's."""
+        found = {option: getattr(options, option) for option in ("maps", "num_steps") if option in given}
+        return found | ({} if options.minutes is None else {"max_seconds": 60 * options.minutes})
+
+    def limits(self, options: Any, resumes: bool, say: Any) -> dict[str, Any]:
+        """A first answer within minutes, where a training may take hours and does not go on later."""
+        import jax
+
+        if resumes or not options.maps or options.minutes is not None or jax.default_backend() != "cpu":
+            return {}
+        say(
+            f"on a CPU the denoiser's training ends after {MINUTES} minutes: --minutes changes that, --run-dir has no limit"
+        )
+        return {"max_seconds": 60 * MINUTES}
+
     def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
         """An array, or files that are read batch by batch if memory is short on any process."""
         import jax
 
         from jaxad.data import PictureFiles, read_folder
+        from jaxad.data.folders import passed_over
         from jaxad.runtime.distributed import any_process
         from jaxad.runtime.memory import available_bytes
 
@@ -100,11 +122,16 @@ class Pictures:
             say(f"{pictures!r}")
             rows = pictures.x
         # What was decided by looking at the training pictures holds for those to come.
-        return rows, {self.key: {**reading, "size": list(rows.shape[1:3])}}, f"{len(rows)} pictures"
+        if aside := passed_over(folder):
+            say(f"warning: {aside}")
+        height, width, channels = rows.shape[1:]
+        kept = {**reading, "size": [height, width], "channels": channels if channels in (1, 3) else None}
+        return rows, {self.key: kept}, f"{len(rows)} pictures"
 
     def score(self, asked: Any, options: Any) -> None:
         """In pieces, so that a folder may be of any length; as a whole for maps, a page or measurements. A bundle makes no page."""
         from jaxad.data import PictureFiles
+        from jaxad.data.folders import passed_over
         from jaxad.shipping.bulk import score_folder
 
         for written in (options.page, options.maps):
@@ -125,6 +152,8 @@ class Pictures:
             files = files.usable("skip") if options.skip_broken else files
             done = score_folder(detector, files, asked.out, mark=mark, progress=True, **asked.rates)
             say_scored("pictures", done, asked.out)
+            if aside := passed_over(asked.data):
+                plain_console().print(f"warning: {aside}")
         else:
             _score_whole(
                 asked, reading | {"on_error": "skip" if options.skip_broken else "raise"}, options, tells_where
@@ -171,6 +200,7 @@ def _reading(model: Path, kept: Any) -> dict[str, Any]:
 
 def _score_whole(asked: Any, reading: dict[str, Any], options: Any, tells_where: bool) -> None:
     from jaxad.data import read_folder, read_mvtec
+    from jaxad.data.folders import passed_over
     from jaxad.reports.picture_page import measured, write_image_report
     from jaxad.runtime.files import put, unfinished
     from jaxad.shipping.bulk import judged
@@ -192,6 +222,8 @@ def _score_whole(asked: Any, reading: dict[str, Any], options: Any, tells_where:
     console.print(
         f"{len(normality)} pictures scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {asked.out}"
     )
+    if not (folder / "test").is_dir() and (aside := passed_over(folder)):
+        console.print(f"warning: {aside}")
     if options.maps is not None:
         whole = unfinished(options.maps, ".partial.npz")
         np.savez_compressed(

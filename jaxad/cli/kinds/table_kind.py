@@ -39,7 +39,7 @@ class Tables:
     """The plug: see ``kinds.Kind``."""
 
     key, words, items, default = "columns", "a file of rows", "rows", "recommended"
-    to_score, settings = "FILE --out scores.csv", ()
+    to_score = "FILE --out scores.csv"
     Fitting, Scoring, Generating = Fitting, Scoring, Nothing
 
     def holds(self, data: Path, options: Any = None) -> bool:
@@ -51,6 +51,14 @@ class Tables:
         from jaxad.detectors.catalogue import ROWS, elsewhere, saveable
 
         return saveable(ROWS | elsewhere())
+
+    def settings(self, options: Any, given: set[str]) -> dict[str, Any]:
+        """No option is one."""
+        return {}
+
+    def limits(self, options: Any, resumes: bool, say: Any) -> dict[str, Any]:
+        """None."""
+        return {}
 
     def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
         """The normal rows."""
