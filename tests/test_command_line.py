@@ -44,7 +44,7 @@ class Texts:
     """Lines of text, each a row of how often some letters stand in it."""
 
     key, words, items, default = "texts", "a file of lines", "lines", "knn"
-    to_score, settings = "FILE --out scores.csv", ()
+    to_score = "FILE --out scores.csv"
     Fitting, Scoring, Generating = Letters, NoOption, NoOption
 
     def holds(self, data, options=None):
@@ -59,7 +59,13 @@ class Texts:
     def read(self, data, options, say):
         rows = self.counts(data, options.letters)
         say("counting")
-        return rows, {"letters": options.letters}, f"{len(rows)} lines"
+        return rows, {"texts": {"letters": options.letters}}, f"{len(rows)} lines"
+
+    def settings(self, options, given):
+        return {}
+
+    def limits(self, options, resumes, say):
+        return {}
 
     def score(self, asked, options):
         rows = self.counts(asked.data, asked.loaded.extra["texts"]["letters"])
