@@ -16,6 +16,7 @@ from jaxad.data.doubts import doubts
 from jaxad.detectors import ConformalDetector, KNNDetector, MahalanobisDetector, catalogue, estimator
 from jaxad.metrics.calibration import threshold
 from jaxad.runtime.files import put, unfinished
+from jaxad.shipping.bodies import Refusal, read_json
 from jaxad.shipping.bulk import judged
 from jaxad.standardiser import Standardiser
 
@@ -366,6 +367,20 @@ def test_a_forked_child_is_told_instead_of_hanging(monkeypatch):
 def test_the_version(capsys):
     assert jaxad("--version") == 0
     assert capsys.readouterr().out.startswith("jaxad 0.")
+
+
+def test_a_request_may_name_its_columns():
+    columns = ["heat", "load"]
+    rows, _ = read_json(b'{"columns": ["load", "heat"], "rows": [[1, 2], [3, 4]]}', (2,), 10, columns)
+    assert rows.tolist() == [[2, 1], [4, 3]]
+    for body, told in (
+        (b'{"columns": ["load", "cold"], "rows": [[1, 2]]}', r"missing \['heat'\], not seen in training \['cold'\]"),
+        (b'{"columns": "load", "rows": [[1, 2]]}', "a list of the names of training"),
+    ):
+        with pytest.raises(Refusal, match=told):
+            read_json(body, (2,), 10, columns)
+    with pytest.raises(Refusal, match="of which there are 0"):
+        read_json(b'{"columns": ["load", "heat"], "rows": [[1, 2]]}', (2,), 10)
 
 
 def test_a_calibrated_detector_has_one_rule_too():

@@ -7,7 +7,7 @@ Every refusal is one sentence with a status of HTTP.
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
@@ -60,18 +60,22 @@ class Limits:
 DEFAULT = Limits()
 
 
-def read_json(body: bytes | bytearray, shape: tuple[int, ...], most_rows: int) -> tuple[np.ndarray, float | None]:
+def read_json(
+    body: bytes | bytearray, shape: tuple[int, ...], most_rows: int, columns: Sequence[str] | None = None
+) -> tuple[np.ndarray, float | None]:
     """``(rows [rows, *shape] float64, alpha)`` of a JSON body: any numbers, infinite where float64 ends.
 
+    Where ``columns``, those of training, have names, a body may name its own, ``{"columns": ["b", "a"], "rows": ...}``, in any order.
+
     Raises:
-        Refusal: 413 for more rows; 400 for what is no JSON, other fields, another shape, and everything that is no number.
+        Refusal: 413 for more rows; 400 for what is no JSON, other fields or columns, another shape, and everything that is no number.
 
     >>> read_json(b'{"rows": [[1, 2.5]]}', (2,), 10)
     (array([[1. , 2.5]]), None)
     """
     # Counted, not parsed: two bytes can become a list of 64.
-    lists = 1 + most_rows * sum(math.prod(shape[:depth]) for depth in range(len(shape)))
-    if body.count(b"[") > lists or body.count(b",") > most_rows * math.prod(shape) + 1:
+    lists = 2 + most_rows * sum(math.prod(shape[:depth]) for depth in range(len(shape)))
+    if body.count(b"[") > lists or body.count(b",") > most_rows * math.prod(shape) + 2 + sum(map(len, columns or ())):
         raise Refusal(413, f"expected at most {most_rows} rows in one request, got more lists or values than that")
     try:
         # Integers as floats, like the rows they become: one of a million digits is infinite, and refused as such.
@@ -80,9 +84,15 @@ def read_json(body: bytes | bytearray, shape: tuple[int, ...], most_rows: int) -
         raise Refusal(400, 'expected {"rows": [[...], ...]}, got JSON that is nested too deeply') from None
     except ValueError as error:
         raise Refusal(400, f"the body is no JSON: {error!s:.200}") from None
-    if not isinstance(content, dict) or "rows" not in content or content.keys() - {"rows", "alpha"}:
+    if not isinstance(content, dict) or "rows" not in content or content.keys() - {"rows", "alpha", "columns"}:
         got = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise Refusal(400, f'expected an object with "rows" and perhaps "alpha", got {got!a:.200}')
+        raise Refusal(400, f'expected an object with "rows" and perhaps "alpha" and "columns", got {got!a:.200}')
+    order = None
+    if "columns" in content:
+        given = content["columns"]
+        if columns is None or type(given) is not list or any(type(name) is not str for name in given):
+            raise Refusal(400, f'"columns" is a list of the names of training, of which there are {len(columns or ())}')
+        order = _in_order(given, columns)
     level: Any = [content["rows"]]
     wanted = ", ".join(map(str, ("rows", *shape)))
     for size in (None, *shape):
@@ -98,7 +108,8 @@ def read_json(body: bytes | bytearray, shape: tuple[int, ...], most_rows: int) -
     alpha = content.get("alpha")
     if alpha is not None and type(alpha) is not float:
         raise Refusal(400, f'expected "alpha" to be a number, got a value of type {type(alpha).__name__}')
-    return np.array(level, np.float64).reshape(-1, *shape), alpha
+    rows = np.array(level, np.float64).reshape(-1, *shape)
+    return rows if order is None else rows[:, order], alpha
 
 
 def _no_constant(name: str):
@@ -149,14 +160,19 @@ def _order(pa, schema, card: dict[str, Any]) -> list[int]:
         if len(schema) != width:
             raise Refusal(400, f"expected {width} columns, got {len(schema)}")
         return list(range(width))
-    if sorted(schema.names) != sorted(columns):
-        missing, unknown = sorted(set(columns) - set(schema.names)), sorted(set(schema.names) - set(columns))
+    return _in_order(schema.names, columns)
+
+
+def _in_order(given: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """Which of the columns given is the first of training, which the second, ..."""
+    if sorted(given) != sorted(columns):
+        missing, unknown = sorted(set(columns) - set(given)), sorted(set(given) - set(columns))
         raise Refusal(
             400,
             f"expected the columns of training, each once: missing {missing or 'none'!a:.200}, not seen in training "
             f"{unknown or 'none'!a:.200}",
         )
-    return [schema.names.index(name) for name in columns]
+    return [list(given).index(name) for name in columns]
 
 
 def _batch_rows(metadata) -> int:

@@ -285,7 +285,9 @@ class Service:
 
     def _parsed(self, body: bytearray, kind: str, request: Request) -> tuple[np.ndarray, float | None]:
         if kind == JSON:
-            rows, alpha = read_json(body, tuple(self.scorer.card["sample_shape"]), self.limits.rows)
+            rows, alpha = read_json(
+                body, tuple(self.scorer.card["sample_shape"]), self.limits.rows, self.scorer.card["columns"]
+            )
         else:
             rows, alpha = read_arrow(body, self.scorer.card, self.limits.rows), request.query_params.get("alpha")
         try:
