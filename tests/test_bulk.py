@@ -159,7 +159,7 @@ def peak_of(path, out):
     return peak
 
 
-@pytest.mark.parametrize("kind", [".npy", ".csv", ".npz", ".array_record"])
+@pytest.mark.parametrize("kind", [".npy", ".csv", ".npz", pytest.param(".array_record", marks=pytest.mark.slow)])
 def test_memory_is_that_of_a_piece(tmp_path, kind):
     peaks = []
     for rows in (5_000, 20_000) if kind == ".array_record" else (20_000, 80_000):

@@ -198,7 +198,9 @@ def test_names_are_for_a_kind_of_data():
 # ------------------------------------------------------------------------------------------------------------------- anomalies
 
 
-@pytest.mark.parametrize("name", ["recommended", "ddpm", pytest.param("dit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["ddpm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("recommended", "dit"))]
+)
 def test_anomalies_are_made_with_every_denoiser_of_rows(name, tmp_path):
     detector = catalogue.choose([name])[name](0).set_params(num_steps=60).fit(ROWS * [1.0, 100.0, 0.01] + 5)
     save_detector(detector, tmp_path / "model", extra={"columns": list("abc")})

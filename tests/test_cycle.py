@@ -109,6 +109,7 @@ def test_it_reports_its_round(fitted):
     assert fitted.reason_.endswith("the first detector stands alone") != fitted.accepted_
 
 
+@pytest.mark.slow
 def test_the_direction_to_known_anomalies_is_taken_where_it_helps_those_left_out():
     """Large in the first two columns is wrong, and as far from the middle as many a normal row."""
     rng = np.random.default_rng(0)

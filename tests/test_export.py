@@ -106,7 +106,7 @@ def contents(folder: Path) -> dict:
 # ------------------------------------------------------------------------------------------------------------------- parity
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "cycle" else n for n in TABLES])
 def test_the_bundle_gives_the_detector_s_scores(tmp_path, name):
     # The norm is of float32 as it stands: of 1.7e9 squared nothing else is left.
     train, queries = (X - OFFSETS, QUERIES - OFFSETS) if name == "norm" else (X, QUERIES)
@@ -126,8 +126,16 @@ def test_the_bundle_gives_the_detector_s_scores(tmp_path, name):
     assert loaded.card["detector"]["class"] == type(detector).__name__
 
 
-@pytest.mark.parametrize("first", ["consensus", "knn", "ecod"])
-@pytest.mark.parametrize("rows", [60, 150])
+@pytest.mark.parametrize(
+    ("first", "rows"),
+    [
+        *(("consensus", 60), ("knn", 150)),
+        *(
+            pytest.param(*of, marks=pytest.mark.slow)
+            for of in (("consensus", 150), ("ecod", 60), ("ecod", 150), ("knn", 60))
+        ),
+    ],
+)
 def test_a_cycle_that_learned_from_known_anomalies(tmp_path, first, rows):
     """Of few rows a direction on the columns; of more one on denoising errors too, and a head (untrained here, it is seldom accepted)."""
     known = X[:5] + np.array([1.5, 0, 0, 1.5e-3, 0])

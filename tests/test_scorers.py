@@ -78,7 +78,7 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5 * np.ptp(expected))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "cycle" else n for n in ALL])
 def test_the_call_compiled_stacked_and_cut_over_devices_is_the_plain_call(fitted, name):
     scorer, rows, expected = fitted(name)
     assert isinstance(scorer, Scorer)
