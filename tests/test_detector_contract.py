@@ -56,7 +56,7 @@ def name(detector) -> str:
 
 
 # Two of the trained ones share all that is tested here with another: they wait as well.
-SAME_AGAIN = (OURS[9], OURS[11])
+SAME_AGAIN = (OURS[8], OURS[10])
 EACH = [pytest.param(each, marks=pytest.mark.slow) if each in SAME_AGAIN else each for each in OURS]
 every_detector = pytest.mark.parametrize("detector", EACH + SCIKIT_LEARNS, ids=name)
 our_detectors = pytest.mark.parametrize("detector", EACH, ids=name)
@@ -183,7 +183,7 @@ def test_the_caller_may_reuse_the_training_array(detector):
 def test_two_rows_are_enough(detector):
     detector = clone(detector).fit(normal_rows(0, 2))
     assert np.isfinite(detector.score_samples(normal_rows(1, 5))).all()
-    assert np.isfinite(detector.offset_)
+    assert detector.offset_ < np.inf  # -inf: so few rows support no rate
 
 
 BAD_VALUES = [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")]

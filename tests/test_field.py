@@ -329,6 +329,13 @@ def test_columns_that_count_up_or_hold_a_fill_value_are_doubted():
     assert not list(doubts(rng.normal(size=(10_000, 3))))
 
 
+def test_a_fill_value_is_doubted_in_python_too():
+    rows = pd.DataFrame(TRAIN, columns=["heat", "load", "flow"])
+    rows.loc[9, "load"] = 3.4e38
+    with pytest.warns(UserWarning, match=r"column 'load' holds 3.4e\+38 in row 9"):
+        KNNDetector().fit(rows)
+
+
 def test_columns_are_left_out_and_rows_keep_their_names(tmp_path, table, capsys):
     names = ("Id", "heat", "load", "flow", "note")
     ids, notes = np.arange(1000, 1120), np.array(["a"] * 120)

@@ -13,7 +13,8 @@ PACKAGE = Path(jaxad.__file__).parent
 
 # A module may import from lower floors only; the first pattern that matches counts. See docs/architecture.md.
 FLOORS = {
-    r"noise|coarse|standardiser|denoisers(\..+)?|data(\..+)?|metrics(\..+)?|runtime(\.(cluster|distributed|files|sharding))?": 0,
+    r"standardiser": -1,
+    r"noise|coarse|denoisers(\..+)?|data(\..+)?|metrics(\..+)?|runtime(\.(cluster|distributed|files|sharding))?": 0,
     r"shipping(\.(bodies|bundle))?|reports": 0,
     r"detectors\.(scorer|search)": 0.3,
     r"detectors\.(estimator|neighbours|copula|gaussian|views)": 0.5,

@@ -56,6 +56,7 @@ def _cached(command: Callable[..., None]) -> Callable[..., None]:
 def main() -> None:
     """The ``jaxad`` command."""
     warnings.simplefilter("default")
+    warnings.filterwarnings("ignore", ".* a fill value hides")  # jaxad fit says it with the column's name
     warnings.formatwarning = lambda message, *_, **__: (
         f"jaxad: warning: {message}\n"
     )  # for people, who have no source to look at

@@ -21,23 +21,30 @@ def doubts(x: np.ndarray, columns: Sequence[str] | None = None) -> Iterator[str]
     column 'heat' holds 1e+20 in row 7 (counting from 0), over 1,000 times as far out as nearly all others: a fill value hides what \
 the others say; leave the row out or mend the value
     """
+    steps = np.diff(x, axis=0) if len(x) >= FEWEST_ROWS else np.zeros((1, x.shape[1]))
+    for column in np.flatnonzero((steps > 0).all(axis=0) | (steps < 0).all(axis=0)):
+        way = "up" if steps[0, column] > 0 else "down"
+        yield (
+            f"column {_name(columns, column)} counts {way} row by row: new rows lie outside of its range and would be flagged for that "
+            "alone; leave it out"
+        )
+    yield from fill_values(x, columns)
+
+
+def fill_values(x: np.ndarray, columns: Sequence[str] | None = None) -> Iterator[str]:
+    """The second half of ``doubts``."""
     if len(x) < FEWEST_ROWS:
         return
-    for column in range(x.shape[1]):
-        name, values = repr(columns[column]) if columns else str(column), x[:, column].astype(np.float64)
-        steps = np.diff(values)
-        if (steps > 0).all() or (steps < 0).all():
-            way = "up" if steps[0] > 0 else "down"
-            yield (
-                f"column {name} counts {way} row by row: new rows lie outside of its range and would be flagged for that alone; "
-                "leave it out"
-            )
-            continue
-        low, middle, high = np.quantile(values, [0.02, 0.5, 0.98])
-        away, usual = np.abs(values - middle), max(high - middle, middle - low)
-        if usual > 0 and away.max() > FAR * usual:
-            row = int(away.argmax())
-            yield (
-                f"column {name} holds {values[row]:g} in row {row} (counting from 0), over {FAR:,.0f} times as far out as nearly all "
-                "others: a fill value hides what the others say; leave the row out or mend the value"
-            )
+    low, middle, high = np.quantile(x, [0.02, 0.5, 0.98], axis=0)
+    away, usual = np.abs(x - middle), np.maximum(high - middle, middle - low)
+    farthest = away.max(axis=0)
+    for column in np.flatnonzero((usual > 0) & (farthest > FAR * usual) & (farthest < np.inf)):
+        row = int(away[:, column].argmax())
+        yield (
+            f"column {_name(columns, column)} holds {x[row, column]:g} in row {row} (counting from 0), over {FAR:,.0f} times as far out as "
+            "nearly all others: a fill value hides what the others say; leave the row out or mend the value"
+        )
+
+
+def _name(columns, column) -> str:
+    return str(column) if columns is None else repr(str(columns[column]))

@@ -265,7 +265,8 @@ def _refuse_beginning(path: Path) -> None:
     """A ``DataError`` that names the cause if a file does not begin as comma-separated text in UTF-8 does."""
     with path.open("rb") as file:
         start = file.read(2**16)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start[:64]:
+    every_other = {start[:16:2].strip(b"\0"), start[1:16:2].strip(b"\0")}
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(start) > 4 and len(every_other) == 2 and b"" in every_other):
         raise DataError(f"{path}: expected text in UTF-8, this looks like UTF-16; save it as UTF-8")
     lines = start.split(b"\n")
     try:

@@ -5,6 +5,7 @@ A detector is a subclass of ``Estimator`` with settings and one method, ``_learn
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
@@ -16,13 +17,17 @@ from jax.sharding import Mesh
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jaxad.data.doubts import fill_values
 from jaxad.detectors.scorer import Rescaled, tells_where
 from jaxad.metrics.calibration import benjamini_hochberg, check_rate, p_values, threshold
 from jaxad.runtime.sharding import fetch, pad_to_multiple, replicate, shard_batch
-from jaxad.standardiser import Standardiser
+from jaxad.standardiser import Standardiser, too_far
 
 SCORING_BATCH = 1024
 """Rows scored at once; fewer are padded to the next of 64, 256, 1024, so a few compiled programs serve every call."""
+
+LARGEST = 1e150
+"""What is larger has no square in float64, hence its column no spread to learn."""
 
 PICTURES_AT_ONCE = 128
 """The same for pictures, of which levels and draws make many copies and the network's layers many more: 1,024 of 28 x 28 took 5 GiB."""
@@ -316,6 +321,10 @@ def check_training_data(detector, X, *, allow_images: bool = False) -> np.ndarra
         getattr(detector, "false_alarm_rate", 0.0)
     )  # the threshold comes last, after a training: too late to say this
     X = _as_float(validate_data(detector, X, ensure_min_samples=2, allow_nd=allow_images, dtype="numeric", reset=True))
+    if X.ndim == 2 and float(np.abs(X).max()) > LARGEST:
+        raise too_far(X)
+    for doubt in fill_values(X, getattr(detector, "feature_names_in_", None)) if X.ndim == 2 else ():
+        warnings.warn(doubt, stacklevel=4)
     if allow_images:
         detector.sample_shape_ = X.shape[1:]
     return X

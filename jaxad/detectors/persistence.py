@@ -245,6 +245,8 @@ def _encode(value: Any, where: str, arrays: _Arrays) -> Any:
         value = value.item()
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    if isinstance(value, float) and math.isinf(value):  # a threshold that nothing lies below
+        return {"$infinity": 1 if value > 0 else -1}
     if isinstance(value, (np.ndarray, jax.Array)) and value.dtype.name in DTYPES:
         return {"$array": arrays.named(value, where)}
     if isinstance(value, np.ndarray) and value.dtype == object and all(isinstance(item, str) for item in value):
@@ -308,6 +310,8 @@ class _Decoder:
         match node:
             case {"$array": str(name)}:
                 return self.arrays[name]
+            case {"$infinity": (1 | -1) as sign}:
+                return sign * math.inf
             case {"$strings": [*strings]} if all(isinstance(text, str) for text in strings):
                 return np.array(strings, object)
             case {"$tuple": [*items]}:

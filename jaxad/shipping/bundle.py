@@ -67,6 +67,7 @@ class Scorer:
 
     Attributes:
         card: what ``card.json`` says: ``detector``, ``sample_shape``, ``columns``, ``threshold``, ``data``, ``licence``, ``metrics``.
+        examples: the rows in the bundle that parity is judged by.
         standardiser_: from the units of the data to what the program sees.
         offset_, calibration_scores_: the threshold of ``predict`` and what ``p_values`` compares with (or None), named as in the detectors.
         where_threshold_: what the largest value of ``where`` of a normal row stays below, but for the false alarm rate; None: cannot tell.
@@ -80,6 +81,7 @@ class Scorer:
         self.calibration_scores_: np.ndarray | None = host.get("calibration_scores")
         self._parameters = jax.device_put(parameters)
         self.standardiser_ = Standardiser(host["mean"], host["scale"], card["farthest"])
+        self.examples = host["examples"]
         # One compilation per batch size: a call of the exported program outside jit would be compiled as often, and dispatched slower.
         self._programs = {name: jax.jit(program.call) for name, program in programs.items()}
         self.parity_ = 0.0

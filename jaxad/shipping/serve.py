@@ -123,7 +123,7 @@ class Service:
         self._body_thread.shutdown()
 
     def _warm(self) -> None:
-        examples = self.scorer._host["examples"]
+        examples = self.scorer.examples
         for size in self.costs:
             rows = np.resize(examples, (size, *examples.shape[1:]))
             times = []
