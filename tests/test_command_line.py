@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -229,13 +228,15 @@ def test_detectors_without_a_denoiser_say_which_have_one(tmp_path, monkeypatch, 
     assert not (tmp_path / "made.npz").exists()
 
 
-def test_only_a_sweep_says_that_cells_are_kept(monkeypatch, capsys):
+def test_only_a_sweep_says_that_cells_are_kept(monkeypatch, capsys, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("jaxad.evaluation.sweep.run", interrupted)
     monkeypatch.setattr("jaxad.shipping.bulk.load", interrupted)
-    assert jaxad("score", Path("model"), Path("rows.npy"), "--out", "scores.csv") == 130
+    (tmp_path / "model").mkdir()
+    np.save(tmp_path / "rows.npy", ROWS)
+    assert jaxad("score", tmp_path / "model", tmp_path / "rows.npy", "--out", tmp_path / "scores.csv") == 130
     assert capsys.readouterr().err == "jaxad: interrupted\n"
     assert jaxad("demo") == 130
     assert "finished cells are kept" in capsys.readouterr().err

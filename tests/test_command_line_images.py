@@ -40,7 +40,7 @@ def model(pictures):
 
 def test_a_folder_becomes_a_detector_and_scores(pictures, model, tmp_path):
     out, page, maps = tmp_path / "scores.csv", tmp_path / "page.html", tmp_path / "maps.npz"
-    assert jaxad("score", model, pictures / "new", "--out", out, "--page", page, "--maps", maps) == 0
+    assert jaxad("score", model, pictures / "new", "--out", out, "--page", page, "--maps", maps, "--alpha", 0.2) == 0
     with out.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12

@@ -502,7 +502,7 @@ def test_a_process_without_flax_and_sklearn_gives_the_same_scores(tmp_path):
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['jaxad', 'jaxad.shipping', 'jaxad.shipping.bundle']"
+    assert done.stdout.strip() == "['jaxad', 'jaxad.shipping', 'jaxad.shipping.bundle', 'jaxad.standardiser']"
     close(np.load(tmp_path / "scores.npy"), detector.score_samples(QUERIES))
 
 

@@ -614,7 +614,7 @@ def test_requests_in_flight_are_answered_before_the_end(folder, scorer):
         is_what_the_scorer_says(columns, scorer, ROWS[:size])
     assert (
         out.strip()
-        == "['jaxad', 'jaxad.shipping', 'jaxad.shipping.bodies', 'jaxad.shipping.bundle', 'jaxad.shipping.serve']"
+        == "['jaxad', 'jaxad.shipping', 'jaxad.shipping.bodies', 'jaxad.shipping.bundle', 'jaxad.shipping.serve', 'jaxad.standardiser']"
     )
     assert "Traceback" not in err
 

@@ -62,7 +62,7 @@ def exit_on_user_error(interrupted: str = SWEPT) -> Iterator[None]:
         with exit_on_mendable():
             yield
     except KeyboardInterrupt as stopped:
-        print(f"jaxad: {stopped or interrupted}", file=sys.stderr)
+        print(f"jaxad: {str(stopped) or interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
     except SystemExit as stopped:
         if said := getattr(stopped, "message", None):  # runs.RunStopped, known without importing what trains

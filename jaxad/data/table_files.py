@@ -266,12 +266,16 @@ def _refuse_beginning(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(2**16)
     every_other = {start[:16:2].strip(b"\0"), start[1:16:2].strip(b"\0")}
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(start) > 4 and len(every_other) == 2 and b"" in every_other):
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or (
+        len(start) > 4 and len(every_other) == 2 and b"" in every_other
+    ):
         raise DataError(f"{path}: expected text in UTF-8, this looks like UTF-16; save it as UTF-8")
     lines = start.split(b"\n")
     try:
         b"\n".join(lines[: max(len(lines) - 1, 1)]).decode("utf-8")  # the last line may be cut within a letter
     except UnicodeDecodeError as error:
+        if min(start) < 9:  # no text at all: what reads it says so
+            return
         number = start[: error.start].count(b"\n") + 1
         raise DataError(
             f"{path}: expected text in UTF-8, but line {number} holds the byte {start[error.start]:#x}, as in Latin-1 or Windows-1252; "

@@ -74,8 +74,11 @@ def read_json(
     (array([[1. , 2.5]]), None)
     """
     # Counted, not parsed: two bytes can become a list of 64.
-    lists = 2 + most_rows * sum(math.prod(shape[:depth]) for depth in range(len(shape)))
-    if body.count(b"[") > lists or body.count(b",") > most_rows * math.prod(shape) + 2 + sum(map(len, columns or ())):
+    lists = 1 + most_rows * sum(math.prod(shape[:depth]) for depth in range(len(shape)))
+    commas = 1 + most_rows * math.prod(shape)
+    if columns and b'"columns"' in body:
+        lists, commas = lists + 1, commas + 1 + sum(map(len, columns))
+    if body.count(b"[") > lists or body.count(b",") > commas:
         raise Refusal(413, f"expected at most {most_rows} rows in one request, got more lists or values than that")
     try:
         # Integers as floats, like the rows they become: one of a million digits is infinite, and refused as such.
