@@ -56,7 +56,7 @@ def name(detector) -> str:
 
 
 # Two of the trained ones share all that is tested here with another: they wait as well.
-SAME_AGAIN = (OURS[9], OURS[11])
+SAME_AGAIN = (OURS[8], OURS[10])
 EACH = [pytest.param(each, marks=pytest.mark.slow) if each in SAME_AGAIN else each for each in OURS]
 every_detector = pytest.mark.parametrize("detector", EACH + SCIKIT_LEARNS, ids=name)
 our_detectors = pytest.mark.parametrize("detector", EACH, ids=name)
