@@ -19,10 +19,10 @@ from jaxad.detectors.fitting import train_many
 from jaxad.detectors.scorer import Scorer, stack, static
 from jaxad.detectors.search import Known, known, mean_distance, padded_size
 from jaxad.runtime.runs import open_run
-from jaxad.standardiser import Standardiser
+from jaxad.standardiser import FAR, Standardiser
 
 FARTHEST = 10.0
-"""Standardised values are cut here: one absurd value must not decide alone."""
+"""Standardised values are cut here before a view sees them: one absurd value must not decide alone."""
 
 MOST_REFERENCE_ROWS = 20_000
 MOST_LEARNED_ROWS = 10_000
@@ -120,10 +120,11 @@ class Consensus(Scorer):
 
     def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
         """Larger = more anomalous."""
-        return self.combined(self.distances(rows).T)
+        return self.combined(self.distances(rows).T) + how_far_beyond(rows)
 
     def distances(self, rows: Float[Array, "batch features"]) -> Float[Array, "distances batch"]:
         """Of five views, and two of each network."""
+        rows = _cut(rows)
         closed = self.views.distances(rows)
         if self.learned is None:
             return closed
@@ -151,6 +152,16 @@ class Consensus(Scorer):
         """The normal rows it remembers, standardised, ``[rows, features]``."""
         rows, half_norms = (np.asarray(part)[0] for part in self.views.known)
         return rows[np.isfinite(half_norms)]
+
+
+def how_far_beyond(rows) -> Any:
+    """What is added for values that the views see cut: next to nothing, and more the farther out they are, so that ranking goes on."""
+    xp = rows.__array_namespace__()
+    return 1e-3 * xp.max(xp.log1p(xp.maximum(xp.abs(rows) - FARTHEST, 0.0)), axis=1)
+
+
+def _cut(rows) -> Any:
+    return rows.__array_namespace__().clip(rows, -FARTHEST, FARTHEST)
 
 
 def soft_maximum(z: Float[Array, "views batch"]) -> Float[Array, " batch"]:
@@ -219,7 +230,7 @@ class ConsensusDetector(Estimator):
         standardiser = self._scale_of(X)
         # In random order: what is cut to so many rows below must not be the first of a file sorted by time or kind.
         X = X[rng.permutation(len(X))]
-        rows = standardiser(X)
+        rows = _cut(standardiser(X))
         folds = _folds(rows, rng)
         networks = min(self.num_networks, len(folds)) if len(rows) >= FEWEST_LEARNED_ROWS else 0
         with open_run(self.run_dir) as run:
@@ -234,10 +245,10 @@ class ConsensusDetector(Estimator):
         for fold, which in zip(calibrating, measured, strict=True):
             without = np.setdiff1d(kept, fold, assume_unique=True)
             # A scale that has seen a row makes it look usual, the more the fewer rows and the more columns there are.
-            scale = self._scale_of(np.delete(X, fold, axis=0))
+            scale = self._scale_of(np.delete(X, fold, axis=0)) if len(rows) <= 2000 else standardiser
             # Of one size, so that all of them, and what scores in the end, share compiled programs.
-            fitted = views.fit_views(scale(X[without]), whole.known.rows.shape[1])
-            closed.append(in_batches(Partial(views.rows_of_distances, fitted), X[which], prepare=scale).T)
+            fitted = views.fit_views(_cut(scale(X[without])), whole.known.rows.shape[1])
+            closed.append(in_batches(Partial(views.rows_of_distances, fitted), _cut(scale(X[which]))).T)
         seen = [
             in_batches(Partial(_rows_of_distances, view), rows[which]).T
             for view, which in zip(learned, measured, strict=False)
@@ -255,7 +266,8 @@ class ConsensusDetector(Estimator):
             ]
         else:
             apart = [(combined, distances) for distances in closed]
-        scores = [in_batches(of, distances.T) for of, distances in apart]
+        beyond = [np.asarray(how_far_beyond(standardiser(X[which]))) for which in measured]
+        scores = [in_batches(of, distances.T) + far for (of, distances), far in zip(apart, beyond, strict=False)]
         return Learned(
             standardiser, Consensus(whole, stack(learned) if learned else None, combined), np.concatenate(scores)
         )
@@ -276,7 +288,7 @@ class ConsensusDetector(Estimator):
         mean = cut.mean(axis=0, dtype=np.float64)
         std, full = cut.std(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
         tiny = 1e-12 * np.maximum(np.abs(mean), 1.0)
-        return Standardiser(mean, np.where(std > tiny, std, np.where(full > tiny, full, 1.0)), FARTHEST)
+        return Standardiser(mean, np.where(std > tiny, std, np.where(full > tiny, full, 1.0)), FAR)
 
     def _learned_views(self, rows, folds, seed, run) -> list[LearnedView]:
         """A network for each of ``folds``, trained without it."""

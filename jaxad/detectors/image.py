@@ -16,7 +16,7 @@ from jaxad.data import PictureFiles, image_batches
 from jaxad.denoisers import DiT, UNet
 from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors import appearance, views
-from jaxad.detectors.consensus import FARTHEST, Consensus, ConsensusDetector, soft_maximum
+from jaxad.detectors.consensus import Consensus, ConsensusDetector, soft_maximum
 from jaxad.detectors.estimator import (
     Estimator,
     Learned,
@@ -33,7 +33,7 @@ from jaxad.generation import synthesis
 from jaxad.metrics.calibration import threshold
 from jaxad.runtime.runs import open_run
 from jaxad.runtime.sharding import process_share
-from jaxad.standardiser import Standardiser, nearer
+from jaxad.standardiser import FAR, Standardiser
 
 MOST_IN_MEMORY = 5000
 """Of more pictures than memory holds, so many are looked at as a whole: all that the one-vs-rest suites train on."""
@@ -74,7 +74,7 @@ class PictureTable(ConsensusDetector):
     def _scale_of(self, X):
         spread = float(np.sqrt(X.var(axis=0, dtype=np.float64).mean()))
         return Standardiser(
-            X.mean(axis=0, dtype=np.float64), np.full(X.shape[1], spread if spread > 1e-9 else 1.0), FARTHEST
+            X.mean(axis=0, dtype=np.float64), np.full(X.shape[1], spread if spread > 1e-9 else 1.0), FAR
         )
 
 
@@ -87,7 +87,7 @@ class Look(NamedTuple):
 
     def z(self, seen: Float[Array, "batch values"]) -> Float[Array, "views batch"]:
         """What each view of this look says."""
-        return self.consensus.z(nearer((seen - self.mean[None]) / self.spread[None], FARTHEST))
+        return self.consensus.z((seen - self.mean[None]) / self.spread[None])
 
 
 class Features(NamedTuple):

@@ -30,7 +30,7 @@ from jaxad.detectors.search import known as known_rows
 from jaxad.detectors.search import squared_distances
 from jaxad.generation import Generated, Kind, check_examples, cycle, nng_mix, quality, several
 from jaxad.metrics import calibration
-from jaxad.standardiser import FARTHEST, Standardiser, nearer
+from jaxad.standardiser import FARTHEST, Standardiser
 
 FEWEST_ROWS = 100
 """Below that p-values are too coarse for the band, and too few rows judge."""
@@ -84,7 +84,7 @@ class Features(Scorer):
         if self.denoiser is not None:
             errors = (log_errors(self.denoiser, rows) - self.mean[None]) / self.scale[None]
             found = jnp.concatenate([rows, errors], axis=1)
-        return nearer(found, FARTHEST_FEATURE)
+        return jnp.clip(found, -FARTHEST_FEATURE, FARTHEST_FEATURE)
 
 
 def log_errors(denoiser, rows):
