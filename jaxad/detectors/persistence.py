@@ -378,10 +378,10 @@ def _restore(cls: type, parameters: dict[str, Any], fitted: dict[str, Any]) -> A
 
 def _name_columns(detector: Any, extra: Any) -> None:
     """The command line fits arrays and remembers their columns in ``extra``: scikit-learn then refuses a data frame in another order."""
-    columns = extra.get("columns") if isinstance(extra, dict) else None
-    known = isinstance(columns, (list, tuple)) and all(isinstance(name, str) for name in columns)
-    if known and isinstance(detector, Estimator) and len(columns) == getattr(detector, "n_features_in_", None):
-        detector.feature_names_in_ = np.array(columns, object)
+    match extra:
+        case {"columns": [*columns]} if all(isinstance(name, str) for name in columns):
+            if isinstance(detector, Estimator) and len(columns) == detector.n_features_in_:
+                vars(detector)["feature_names_in_"] = np.array(columns, object)
 
 
 def _settings_of(cls: Any) -> dict[str, Any]:

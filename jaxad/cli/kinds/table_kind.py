@@ -65,7 +65,7 @@ class Tables:
         from jaxad.data import DataError, read_table, table_columns
         from jaxad.data.doubts import doubts
 
-        if unknown := sorted(set(options.drop) - set(table_columns(data) if options.drop else ())):
+        if unknown := sorted(set(options.drop) - set((table_columns(data) or ()) if options.drop else ())):
             raise DataError(f"--drop: {data} has no column {unknown[0]!r}")
         how = {"label_column": options.label_column, "drop": options.drop, "id_column": options.id_column}
         table = read_table(data, **how)
