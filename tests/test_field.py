@@ -349,6 +349,8 @@ def test_columns_are_left_out_and_rows_keep_their_names(tmp_path, table, capsys)
     for given in (train, table("bare.csv", rows.drop(columns=["note"]), names[:4])):
         assert jaxad("score", tmp_path / "model", given, "--out", tmp_path / "s.csv") == 0
         assert pd.read_csv(tmp_path / "s.csv")["Id"].tolist() == ids.tolist()
+    assert jaxad("score-files", tmp_path / "model", train, "--out", tmp_path / "many") == 0
+    assert pd.read_csv(tmp_path / "many" / "train.csv.csv")["Id"].tolist() == ids.tolist()
     assert jaxad("score", tmp_path / "model", table("no.csv", TRAIN), "--out", tmp_path / "s.csv") == 0
     assert pd.read_csv(tmp_path / "s.csv")["row"].tolist() == list(range(120))
     assert jaxad("fit", train, "--out", tmp_path / "o", "--drop", "notes") == 2

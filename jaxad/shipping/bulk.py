@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from jaxad.data import DataError, Dataset, PictureFiles, read_table, table_blocks
+from jaxad.data import DataError, Dataset, PictureFiles, read_table, table_blocks, table_columns
 from jaxad.data.arrays import damage_named
 from jaxad.detectors.persistence import load_detector, load_extra
 from jaxad.metrics.calibration import benjamini_hochberg, p_values
@@ -213,6 +213,13 @@ class Loaded(NamedTuple):
         """Those of training, if they had names."""
         return self.extra.get("columns")
 
+    def reading(self, data: Path, label_column: str | None = None, id_column: str | None = None) -> dict[str, Any]:
+        """How new rows are to be read: without the columns left out in training, and with the id column of training if it is there."""
+        known = self.extra.get("id_column")
+        if id_column is None and known is not None and known in (table_columns(data) or ()):
+            id_column = known
+        return {"label_column": label_column, "drop": tuple(self.extra.get("dropped") or ()), "id_column": id_column}
+
     @property
     def scores_rows(self) -> bool:
         """Does it score rows of numbers, and no pictures?"""
@@ -297,8 +304,9 @@ def _one_by_one(function, arguments):
 
 
 def _score(model, mark, file, out, rates) -> Scored:
-    loaded = _loaded(model, mark)
-    return score_file(loaded.detector, file, out, columns=loaded.columns, mark=loaded.mark, **rates)
+    loaded, rates = _loaded(model, mark), dict(rates)
+    reading = loaded.reading(file, rates.pop("label_column"))
+    return score_file(loaded.detector, file, out, columns=loaded.columns, mark=loaded.mark, **reading, **rates)
 
 
 @lru_cache(maxsize=1)

@@ -84,16 +84,13 @@ class Tables:
         """In pieces, so that a file may be of any length."""
         from jaxad import metrics
         from jaxad.cli.terminal import plain_console, say_scored
-        from jaxad.data import table_blocks, table_columns
+        from jaxad.data import table_blocks
         from jaxad.runtime.files import is_stream
         from jaxad.shipping.bulk import moved_columns, read_scores, score_file
 
         detector, extra, mark = asked.loaded
         data, out, label = asked.data, asked.out, options.label_column
-        ids = options.id_column
-        if ids is None and (known := extra.get("id_column")) in (table_columns(data) or ()):
-            ids = known
-        reading = {"label_column": label, "drop": tuple(extra.get("dropped", ())), "id_column": ids}
+        reading = asked.loaded.reading(data, label, options.id_column)
         how = {"columns": extra.get("columns"), "mark": mark, "progress": True}
         done = score_file(detector, data, out, **reading, **how, **asked.rates)
         say, blocks = plain_console().print, partial(table_blocks, data, **reading)
