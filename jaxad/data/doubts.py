@@ -31,17 +31,20 @@ the others say; leave the row out or mend the value
     yield from fill_values(x, columns)
 
 
-def fill_values(x: np.ndarray, columns: Sequence[str] | None = None) -> Iterator[str]:
-    """The second half of ``doubts``."""
+def fill_values(x: np.ndarray, columns: Sequence[str] | None = None, far: float = FAR) -> Iterator[str]:
+    """The second half of ``doubts``, of values ``far`` times as far from the middle as nearly all others."""
     if len(x) < FEWEST_ROWS:
         return
     low, middle, high = np.quantile(x, [0.02, 0.5, 0.98], axis=0)
     away, usual = np.abs(x - middle), np.maximum(high - middle, middle - low)
     farthest = away.max(axis=0)
-    for column in np.flatnonzero((usual > 0) & (farthest > FAR * usual) & (farthest < np.inf)):
+    varies = usual > 1e-6 * np.abs(
+        middle
+    )  # a column that is constant but for one value, and for rounding, is another matter
+    for column in np.flatnonzero(varies & (farthest > far * usual) & (farthest < np.inf)):
         row = int(away[:, column].argmax())
         yield (
-            f"column {_name(columns, column)} holds {x[row, column]:g} in row {row} (counting from 0), over {FAR:,.0f} times as far out as "
+            f"column {_name(columns, column)} holds {x[row, column]:g} in row {row} (counting from 0), over {far:,.0f} times as far out as "
             "nearly all others: a fill value hides what the others say; leave the row out or mend the value"
         )
 
