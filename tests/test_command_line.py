@@ -63,7 +63,7 @@ class Texts:
     def settings(self, options, given):
         return {}
 
-    def limits(self, options, resumes, say):
+    def limits(self, options, has, resumes, say):
         return {}
 
     def score(self, asked, options):

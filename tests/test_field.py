@@ -396,3 +396,6 @@ def test_a_calibrated_detector_has_one_rule_too():
     detector = ConformalDetector(MahalanobisDetector(), alpha=0.1).fit(TRAIN)
     np.testing.assert_array_equal(detector.predict(NEW) == -1, detector.p_values(NEW) <= 0.1)
     np.testing.assert_array_equal(detector.score_samples(NEW) < detector.offset_, detector.p_values(NEW) <= 0.1)
+    everything = ConformalDetector(MahalanobisDetector(), alpha=1.0).fit(TRAIN)
+    assert np.isfinite(everything.offset_)
+    assert (everything.score_samples(NEW) < everything.offset_).all()

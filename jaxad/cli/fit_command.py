@@ -72,9 +72,7 @@ def fit(
             raise ValueError(
                 f"--{unknown[0].replace('_', '-').replace('max-seconds', 'minutes')}: {name} has no such setting"
             )
-        for option, value in kind.limits(by_kind, resumes=run_dir is not None, say=console.print).items():
-            if option in has:
-                asked.setdefault(option, value)
+        asked = kind.limits(by_kind, has, resumes=run_dir is not None, say=console.print) | asked
         settings = {**asked, **where.settings(name, has)} | ({"verbose": 1} if "verbose" in has else {})
         if run_dir is not None:
             if "run_dir" not in has:

@@ -113,7 +113,8 @@ class ConformalDetector(Estimator):
         pooled = np.concatenate(
             np.atleast_2d(self.calibration_scores_) if self.method == "split" else self.calibration_scores_
         )
-        self.offset_ = threshold(pooled, self.alpha)
+        # At a rate of 1 everything is flagged: by a number that can be saved.
+        self.offset_ = min(threshold(pooled, self.alpha), np.finfo(np.float64).max)
         return self
 
     def score_samples(self, X) -> np.ndarray:

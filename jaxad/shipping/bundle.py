@@ -183,7 +183,7 @@ class Scorer:
         pieces, start = [], 0
         while start < len(X):
             size = self._batch_size(len(X) - start)
-            piece = self._standardised(X[start : start + size])
+            piece = self.standardiser_(X[start : start + size])
             start += len(piece)
             # The last row is repeated: an ordinary input, by which nothing can overflow.
             batch = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
@@ -195,10 +195,6 @@ class Scorer:
         sizes = self.card["batch_sizes"]
         holds = next((size for size in sizes if size >= rows), sizes[-1])
         return holds if 2 * rows >= holds else max((size for size in sizes if size <= rows), default=holds)
-
-    def _standardised(self, X: np.ndarray) -> np.ndarray:
-        """float32, computed in float64 as the detectors do: a column of time stamps would lose its digits in the program's float32."""
-        return self.standardiser_(X)
 
 
 def load_scorer(path: str | os.PathLike) -> Scorer:

@@ -42,8 +42,8 @@ class Kind(Protocol):
         """What a detector is told of the options that were given."""
         ...
 
-    def limits(self, options: Any, resumes: bool, say: Any) -> dict[str, Any]:
-        """What a detector that has such settings is told unless it was told otherwise; ``say`` prints a sentence."""
+    def limits(self, options: Any, has: Mapping[str, Any], resumes: bool, say: Any) -> dict[str, Any]:
+        """What a detector with the settings ``has`` is told unless it was told otherwise; ``say`` prints a sentence."""
         ...
 
     def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:

@@ -85,11 +85,17 @@ class Pictures:
         found = {option: getattr(options, option) for option in ("maps", "num_steps") if option in given}
         return found | ({} if options.minutes is None else {"max_seconds": 60 * options.minutes})
 
-    def limits(self, options: Any, resumes: bool, say: Any) -> dict[str, Any]:
+    def limits(self, options: Any, has: Any, resumes: bool, say: Any) -> dict[str, Any]:
         """A first answer within minutes, where a training may take hours and does not go on later."""
         import jax
 
-        if resumes or not options.maps or options.minutes is not None or jax.default_backend() != "cpu":
+        if (
+            "max_seconds" not in has
+            or resumes
+            or not options.maps
+            or options.minutes is not None
+            or jax.default_backend() != "cpu"
+        ):
             return {}
         say(
             f"on a CPU the denoiser's training ends after {MINUTES} minutes: --minutes changes that, --run-dir has no limit"

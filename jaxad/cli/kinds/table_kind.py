@@ -56,7 +56,7 @@ class Tables:
         """No option is one."""
         return {}
 
-    def limits(self, options: Any, resumes: bool, say: Any) -> dict[str, Any]:
+    def limits(self, options: Any, has: Any, resumes: bool, say: Any) -> dict[str, Any]:
         """None."""
         return {}
 
