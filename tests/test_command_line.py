@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import jaxad
 
-from jaxad import load_scorer
+from jaxad import cli, load_scorer
 from jaxad.cli import kinds
 from jaxad.data import read_table
 from jaxad.detectors import Estimator, Learned, Scorer, Standardiser, catalogue, estimator
@@ -43,6 +43,7 @@ class Texts:
     """Lines of text, each a row of how often some letters stand in it."""
 
     key, words, items, default = "texts", "a file of lines", "lines", "knn"
+    ours = ("knn",)
     to_score = "FILE --out scores.csv"
     Fitting, Scoring, Generating = Letters, NoOption, NoOption
 
@@ -150,7 +151,8 @@ def installed(monkeypatch):
         EntryPoint(name, f"{__name__}:{of}", "") for name, of in (("middle", "MiddleDetector"), ("knn", "seeded"))
     ]
     points += [EntryPoint("seeded", f"{__name__}:SeededDetector", ""), EntryPoint("made", f"{__name__}:seeded", "")]
-    monkeypatch.setattr(estimator, "entry_points", lambda group: points if group == "jaxad.detectors" else [])
+    for reader in (estimator, cli.kinds):
+        monkeypatch.setattr(reader, "entry_points", lambda group: points if group == "jaxad.detectors" else [])
     estimator.listed_elsewhere.cache_clear()
     yield
     estimator.listed_elsewhere.cache_clear()

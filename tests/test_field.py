@@ -1,6 +1,8 @@
 """What went wrong when people used the library: each kind of fault, with other values than the case in `shared/cases/field`."""
 
 import os
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -11,9 +13,11 @@ from command_line import jaxad
 from PIL import Image
 
 from jaxad import load_detector, load_scorer
+from jaxad.cli.kinds import KINDS
 from jaxad.data import DataError, read_table
 from jaxad.data.doubts import doubts
 from jaxad.detectors import ConformalDetector, KNNDetector, MahalanobisDetector, catalogue, estimator
+from jaxad.detectors.catalogue import DETECTORS
 from jaxad.metrics.calibration import threshold
 from jaxad.runtime.files import put, unfinished
 from jaxad.shipping.bodies import Refusal, read_json
@@ -399,3 +403,57 @@ def test_a_calibrated_detector_has_one_rule_too():
     everything = ConformalDetector(MahalanobisDetector(), alpha=1.0).fit(TRAIN)
     assert np.isfinite(everything.offset_)
     assert (everything.score_samples(NEW) < everything.offset_).all()
+
+
+def test_names_of_detectors_are_known_before_anything_is_imported():
+    for kind in KINDS:
+        with_others = set(kind.detectors())
+        assert with_others >= set(kind.ours)
+        assert not (with_others - set(kind.ours)) & set(DETECTORS), "a detector of the catalogue is missing in `ours`"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fit", "missing.csv", "--out", "m"),
+        ("fit", "rows.csv", "--out", "m", "--detector", "knm"),
+        ("score", "missing", "rows.csv", "--out", "s.csv"),
+        ("score-files", "missing", "rows.csv", "--out", "s"),
+        ("generate", "missing", "--out", "g.npz"),
+        ("cycle", "missing.csv", "--out", "m"),
+        ("export", "missing", "--out", "b"),
+        ("serve", "missing"),
+        ("report", "missing"),
+        ("import-weights", "missing", "--out", "w", "--network", "{}", "--size", "8"),
+    ],
+)
+def test_a_wrong_name_or_path_waits_for_no_import(words, tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    code = (
+        "import sys; from jaxad.cli import main\n"
+        f"sys.argv = {['jaxad', *words]!r}\n"
+        "try: main()\n"
+        "except SystemExit as stopped: print(stopped.code, 'jax' in sys.modules, 'sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.split() == ["2", "False", "False"], done.stdout + done.stderr
+
+
+def test_rows_from_standard_input_and_scores_to_standard_output(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    np.savetxt(tmp_path / "n.csv", rows, delimiter=",", header="a,b", comments="", fmt="%.5f")
+    main = [sys.executable, "-c", "from jaxad.cli import main; main()"]
+    fit = [*main, "fit", "n.csv", "--out", "m", "--detector", "knn"]
+    subprocess.run(fit, cwd=tmp_path, check=True, capture_output=True)
+    text = (tmp_path / "n.csv").read_text()
+    streamed = subprocess.run(
+        [*main, "score", "m", "-", "--out", "/dev/stdout"],
+        input=text,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    subprocess.run([*main, "score", "m", "n.csv", "--out", "s.csv"], cwd=tmp_path, check=True, capture_output=True)
+    assert streamed.stdout == (tmp_path / "s.csv").read_text()
+    assert "60 rows scored" in streamed.stderr

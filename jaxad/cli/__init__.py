@@ -23,7 +23,7 @@ from jaxad.cli.report_command import report
 from jaxad.cli.score_command import score
 from jaxad.cli.score_files_command import score_files
 from jaxad.cli.serve_command import serve
-from jaxad.cli.terminal import exit_on_user_error, plain_console, use_compilation_cache
+from jaxad.cli.terminal import INTERRUPTED, end_at_once, exit_on_user_error, plain_console, use_compilation_cache
 
 __all__ = ["COMMANDS", "Devices", "exit_on_user_error", "main", "plain_console", "use_compilation_cache"]
 
@@ -69,3 +69,13 @@ def main() -> None:
             prog="jaxad",
             description="Anomaly detection with diffusion models.",
         )
+
+
+def process() -> None:
+    """``main`` as a process of its own: what the installed command runs."""
+    try:
+        main()
+    except SystemExit as stopped:
+        if stopped.code == INTERRUPTED and "jax" in sys.modules:
+            end_at_once(INTERRUPTED)
+        raise

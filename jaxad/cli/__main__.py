@@ -1,5 +1,5 @@
 """``python -m jaxad.cli``."""
 
-from jaxad.cli import main
+from jaxad.cli import process
 
-main()
+process()

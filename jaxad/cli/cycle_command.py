@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from jaxad.cli.terminal import check_file, plain_console
+from jaxad.cli.terminal import check_file, check_rows, plain_console
 
 
 def cycle(
@@ -35,6 +35,10 @@ def cycle(
         false_alarm_rate: share of normal rows that may be flagged, between 0 and 0.5.
         report: an HTML page to write, on what each round gained and whether it was believed; default: report.html in the model's folder.
     """
+    check_rows(data)
+    if anomalies is not None:
+        check_rows(anomalies)
+    check_file(report)
     from jaxad.data import read_table
     from jaxad.detectors.catalogue import choose
     from jaxad.detectors.persistence import check_writable, save_detector
@@ -43,7 +47,6 @@ def cycle(
 
     console = plain_console()
     check_writable(out)
-    check_file(report)
     table = read_table(data, label_column=label_column)
     labels = np.zeros(len(table.x), int) if table.y is None else table.y
     rows, known = table.x[labels == 0], [table.x[labels == 1]]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxad.cli.terminal import plain_console
+from jaxad.cli.terminal import check_model, plain_console
 
 
 def export(model: Annotated[Path, tyro.conf.Positional], out: Path, licence: str | None = None) -> None:
@@ -17,6 +17,7 @@ def export(model: Annotated[Path, tyro.conf.Positional], out: Path, licence: str
         out: folder for the bundle.
         licence: under which the bundle may be used, for its card.
     """
+    check_model(model, "jaxad fit")
     from jaxad.detectors.persistence import load_detector, load_extra
     from jaxad.shipping import bundle
     from jaxad.shipping.export import export_detector

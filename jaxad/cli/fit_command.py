@@ -51,6 +51,13 @@ def fit(
         raise ValueError(f"{data}: expected a file of rows or a folder of pictures, found nothing; check the path")
     kind = kinds.of_data(data, by_kind)
     kinds.refuse_others(kind, "Fitting", by_kind)
+    kinds.check_detector(kind, detector or kind.default, data)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, got {seed}")
+    if not 0 <= false_alarm_rate <= 0.5:
+        raise ValueError(
+            f"--false-alarm-rate is a share of normal {kind.items} between 0 and 0.5, got {false_alarm_rate}"
+        )
     # Inside as well: what ends one of several processes has to be its exit code by the time the others hear of it.
     with where.joined(), exit_on_mendable():
         from jaxad.detectors.catalogue import choose
@@ -58,12 +65,7 @@ def fit(
         from jaxad.runtime.runs import RunDirectory
 
         console, name = plain_console(of_main=True), detector or kind.default
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"--seed is a whole number from 0 to {2**32 - 1}, got {seed}")
-        try:
-            chosen: Any = choose([name], kind.detectors())[name](seed)
-        except ValueError as error:
-            raise ValueError(f"{error}, for {kind.words} such as {data}") from error
+        chosen: Any = choose([name], kind.detectors())[name](seed)
         has = chosen.get_params()
         asked = kind.settings(by_kind, kinds.given(by_kind))
         if "false_alarm_rate" in has or false_alarm_rate != RATE:
@@ -79,10 +81,6 @@ def fit(
                 raise ValueError(f"--run-dir: {name} is fitted in one go, there is no state to keep")
             settings["run_dir"] = RunDirectory(run_dir, save_minutes, tensorboard=tensorboard)
         chosen.set_params(**settings)
-        if not 0 <= false_alarm_rate <= 0.5:
-            raise ValueError(
-                f"--false-alarm-rate is a share of normal {kind.items} between 0 and 0.5, got {false_alarm_rate}"
-            )
         check_writable(out)
         rows, reading, what = kind.read(data, by_kind, console.print)
         started = time.perf_counter()

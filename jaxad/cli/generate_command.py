@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxad.cli import kinds
+from jaxad.cli.terminal import check_model
 
 
 def generate(
@@ -36,6 +37,9 @@ def generate(
         seed: random seed.
         by_kind: of pictures.
     """
+    check_model(model, "jaxad fit or jaxad cycle")
+    if out.exists():
+        raise FileExistsError(f"{out} exists; generated anomalies never replace anything: choose another name")
     from jaxad.detectors.persistence import load_extra
 
     kind = kinds.of_options("Generating", by_kind) or kinds.of_model(load_extra(model))

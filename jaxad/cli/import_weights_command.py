@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from jaxad.cli.terminal import plain_console
+from jaxad.cli.terminal import found_at, plain_console
 
 
 def import_weights(
@@ -28,6 +28,10 @@ def import_weights(
         size: height and width of its input in pixels (latents, where it was trained on those).
         channels: of its input.
     """
+    if not weights.is_file():
+        raise ValueError(f"{weights}: expected a file of weights, found {found_at(weights)}; check the path")
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"--out {out}: expected the name of a file in a folder that exists")
     from flax.traverse_util import flatten_dict
     from safetensors.numpy import save_file
 
@@ -35,8 +39,6 @@ def import_weights(
     from jaxad.denoisers.weights import load_weights
     from jaxad.runtime.files import put, unfinished
 
-    if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"--out {out}: expected the name of a file in a folder that exists")
     try:
         fields = json.loads(network)
         chosen = {"UNet": UNet, "DiT": DiT}[fields.pop("class")]

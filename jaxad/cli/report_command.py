@@ -15,6 +15,8 @@ def report(results: Annotated[Path, tyro.conf.Positional], out: Path | None = No
         results: folder with results.jsonl (and scores/, for ROC curves and intervals), or the file.
         out: page to write; default: report.html beside the results.
     """
+    if not results.exists():
+        raise ValueError(f"{results}: expected a run's folder or its results.jsonl, found nothing; check the path")
     from rich.console import Console
     from rich.markdown import Markdown
 

@@ -1,14 +1,19 @@
 """``jaxad score``."""
 
 import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import tyro
 
 from jaxad.cli import kinds
-from jaxad.cli.terminal import check_rates, found_at, say_if_nothing_is_flagged
-from jaxad.runtime.files import check_format
+from jaxad.cli.terminal import check_model, check_rates, say_if_nothing_is_flagged
+from jaxad.runtime.files import check_format, is_stream
 
 
 def score(
@@ -28,17 +33,34 @@ def score(
 
     Args:
         model: folder written by ``jaxad fit`` or by ``jaxad export``.
-        data: file of rows with the columns of training; or a folder of pictures, or one with test/good, test/<defect> and ground_truth.
+        data: file of rows with the columns of training; - for csv from standard input; or a folder of pictures, or one with test/good,
+            test/<defect> and ground_truth.
         out: file to write, .csv, .parquet or .jsonl by its ending; a pipe or device gets csv.
         alpha: flag rows with a p-value up to this: so large a share of normal rows is flagged. Default: the false alarm rate of ``fit``.
         fdr: flag as many rows as possible of which this share, on average, is normal (Benjamini and Hochberg's false discovery rate).
         by_kind: of tables, of pictures.
     """
     check_rates(alpha, fdr)
-    if not model.is_dir():
-        raise ValueError(
-            f"{model} is no model: expected a folder written by jaxad fit or jaxad export, found {found_at(model)}"
-        )
+    check_model(model)
+    with ExitStack() as held:
+        if str(data) == "-":
+            data = held.enter_context(_standard_input())
+        if is_stream(out):  # which may be standard output: sentences are not to stand among the scores
+            held.enter_context(redirect_stdout(sys.stderr))
+        _score(model, data, out, alpha, fdr, by_kind)
+
+
+@contextmanager
+def _standard_input() -> Iterator[Path]:
+    """What comes in, as a csv file: it is read in pieces, and more than once."""
+    with TemporaryDirectory(prefix="jaxad-") as folder:
+        file = Path(folder) / "standard_input.csv"
+        with file.open("wb") as kept:
+            shutil.copyfileobj(sys.stdin.buffer, kept)
+        yield file
+
+
+def _score(model: Path, data: Path, out: Path, alpha: float | None, fdr: float | None, by_kind: Any) -> None:
     if not data.exists():
         raise ValueError(f"{data}: expected a file of rows or a folder of pictures, found nothing; check the path")
     if out.is_dir():

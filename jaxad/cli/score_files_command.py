@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxad.cli.terminal import check_rates, plain_console
+from jaxad.cli.terminal import check_model, check_rates, check_rows, plain_console
 
 
 def score_files(
@@ -30,13 +30,16 @@ def score_files(
         ray: where the files are scored at the same time: local, on the cores of this machine, or the address of a Ray cluster, such as
             auto or host:6379, that sees the same folders. Default: here, one after the other.
     """
+    check_rates(alpha, fdr)
+    check_model(model)
+    for file in files:
+        check_rows(file)
+    if not out.parent.is_dir() or (out.exists() and not out.is_dir()):
+        raise ValueError(f"--out {out}: expected the name of a folder in a folder that exists")
     from jaxad.runtime import cluster
     from jaxad.shipping import bulk
 
     console = plain_console()
-    check_rates(alpha, fdr)
-    if not out.parent.is_dir() or (out.exists() and not out.is_dir()):
-        raise ValueError(f"--out {out}: expected the name of a folder in a folder that exists")
     seen = []
 
     def tell(file, scored):

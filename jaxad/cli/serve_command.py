@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxad.cli.terminal import check_model
 from jaxad.shipping.bodies import DEFAULT, Limits
 
 
@@ -22,6 +23,7 @@ def serve(
         port: port to listen on; 0 takes one that is free, and says which.
         limits: what clients may ask for.
     """
+    check_model(scorer, "jaxad export")
     try:
         from jaxad.shipping.serve import serve as run
     except ImportError as error:

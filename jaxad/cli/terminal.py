@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 SWEPT = "interrupted; finished cells are kept, the same command goes on from there"
 
 
@@ -34,7 +36,14 @@ def compilation_cache() -> Path:
 
 
 def use_compilation_cache() -> None:
-    """Switch on JAX's persistent compilation cache, so that the second run of a command does not compile again."""
+    """Switch on JAX's persistent compilation cache, so that the second run of a command does not compile again.
+
+    Where JAX is not imported yet it is told by the environment: a command that is refused waits for no import.
+    """
+    if "jax" not in sys.modules:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+        return
     import jax
 
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
@@ -63,11 +72,18 @@ def exit_on_user_error(interrupted: str = SWEPT) -> Iterator[None]:
             yield
     except KeyboardInterrupt as stopped:
         print(f"jaxad: {str(stopped) or interrupted}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except SystemExit as stopped:
         if said := getattr(stopped, "message", None):  # runs.RunStopped, known without importing what trains
             print(f"jaxad: {said}", file=sys.stderr)
         raise
+
+
+def end_at_once(code: int) -> None:
+    """End the process without tidying up: a program of XLA that still runs would be pulled from under its threads, which crash."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def check_rates(alpha: float | None, fdr: float | None) -> None:
@@ -84,6 +100,18 @@ def check_rates(alpha: float | None, fdr: float | None) -> None:
 def found_at(path: Path) -> str:
     """What lies there, in a word."""
     return "nothing" if not path.exists() else "a folder" if path.is_dir() else "a file"
+
+
+def check_model(model: Path, by: str = "jaxad fit or jaxad export") -> None:
+    """Raise a ValueError unless a folder is there, which the commands ``by`` write; before anything slow is imported."""
+    if not model.is_dir():
+        raise ValueError(f"{model} is no model: expected a folder written by {by}, found {found_at(model)}")
+
+
+def check_rows(data: Path) -> None:
+    """Raise a ValueError unless a file is there, before anything slow is imported."""
+    if not data.is_file():
+        raise ValueError(f"{data}: expected a file of rows, found {found_at(data)}; check the path")
 
 
 def check_file(written: Path | None) -> None:

@@ -190,7 +190,8 @@ def list_pictures(folder: Path, root: Path | None = None) -> list[Path]:
         inside = sorted(entry.name for entry in folder.iterdir())[:5]
         raise DataError(
             f"{folder}: expected pictures ({', '.join(SUFFIXES)}), got {f'only {inside}' if inside else 'an empty folder'}; "
-            "pass the folder that holds them directly, or read_mvtec for train/good and test/<defect>"
+            "pass the folder that holds them directly; one with train/good and test/<defect> is read by jaxad fit, and by "
+            "read_mvtec in Python"
         )
     for file in found:
         refuse_way_out(file, root or folder)

@@ -1,7 +1,9 @@
 """Kinds of data on the command line, one plug a file. ``KINDS`` is the one list of them: commands ask a plug and never which kind it is."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +26,8 @@ class Kind(Protocol):
     """``rows``, say."""
     default: str
     """The detector's name in the catalogue, unless another one is asked for."""
+    ours: tuple[str, ...]
+    """The names of our own detectors of this kind, in the order that a message lists them: known before anything is imported."""
     to_score: str
     """The rest of ``jaxad score MODEL``, as an example."""
     Fitting: type
@@ -99,6 +103,15 @@ def of_options(command: str, options: Any) -> Kind | None:
     """The one kind that has an option which was given; None: no option tells."""
     found = [kind for kind in KINDS if given(options) & _names(getattr(kind, command))]
     return found[0] if len(found) == 1 else None
+
+
+def check_detector(kind: Kind, name: str, data: Path) -> None:
+    """Raise a ValueError unless we or an installed package list a detector of this name; nothing of it is imported."""
+    known = [*kind.ours, *(point.name for point in entry_points(group="jaxad.detectors"))]
+    if name not in known:
+        close = difflib.get_close_matches(name.lower(), known, n=3)
+        means = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known)}"
+        raise ValueError(f"unknown detector {name!r}: {means}, for {kind.words} such as {data}")
 
 
 def refuse_others(kind: Kind, command: str, options: Any) -> None:

@@ -67,6 +67,7 @@ class Pictures:
     """The plug: see ``kinds.Kind``."""
 
     key, words, items, default = "pictures", "a folder of pictures", "pictures", "image"
+    ours = ("image",)
     to_score = "FOLDER --out scores.csv --page report.html"
     Fitting, Scoring, Generating = Fitting, Scoring, Generating
 

@@ -39,6 +39,10 @@ class Tables:
     """The plug: see ``kinds.Kind``."""
 
     key, words, items, default = "columns", "a file of rows", "rows", "recommended"
+    ours = (
+        *("recommended", "ddpm", "dit", "dit-untrained", "dte-c", "dte-ig", "dte-np"),
+        *("knn", "knn-mean", "1nn", "copod", "copod-nan", "ecod", "mahalanobis", "norm"),
+    )
     to_score = "FILE --out scores.csv"
     Fitting, Scoring, Generating = Fitting, Scoring, Nothing
 
@@ -126,8 +130,6 @@ class Tables:
         how = {"seed": made["seed"], "strength": strength[0] if strength else 1.0}
         if out.suffix != ".npz":
             raise ValueError(f"--out is a .npz file, got {out}")
-        if out.exists():
-            raise FileExistsError(f"{out} exists; generated anomalies never replace a file: choose another name")
         if not out.parent.is_dir():
             raise ValueError(f"{out} cannot be written: expected the name of a file in a folder that exists")
         detector = load_detector(model)
