@@ -67,7 +67,7 @@ class Pictures:
     """The plug: see ``kinds.Kind``."""
 
     key, words, items, default = "pictures", "a folder of pictures", "pictures", "image"
-    ours = ("image",)
+    ours: tuple[str, ...] = ("image",)
     to_score = "FOLDER --out scores.csv --page report.html"
     Fitting, Scoring, Generating = Fitting, Scoring, Generating
 
@@ -99,7 +99,8 @@ class Pictures:
         ):
             return {}
         say(
-            f"on a CPU the denoiser's training ends after {MINUTES} minutes: --minutes changes that, --run-dir has no limit"
+            f"on a CPU the denoiser's training ends after {MINUTES} minutes, then held-out pictures are measured, which takes minutes more: "
+            "--minutes changes the first, --run-dir has no limit"
         )
         return {"max_seconds": 60 * MINUTES}
 

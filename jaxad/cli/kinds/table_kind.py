@@ -39,7 +39,7 @@ class Tables:
     """The plug: see ``kinds.Kind``."""
 
     key, words, items, default = "columns", "a file of rows", "rows", "recommended"
-    ours = (
+    ours: tuple[str, ...] = (
         *("recommended", "ddpm", "dit", "dit-untrained", "dte-c", "dte-ig", "dte-np"),
         *("knn", "knn-mean", "1nn", "copod", "copod-nan", "ecod", "mahalanobis", "norm"),
     )
