@@ -99,8 +99,8 @@ class Pictures:
         ):
             return {}
         say(
-            f"on a CPU the denoiser's training ends after {MINUTES} minutes, then held-out pictures are measured, which takes minutes more: "
-            "--minutes changes the first, --run-dir has no limit"
+            f"on a CPU the denoiser's training ends after {MINUTES} minutes, then held-out pictures are measured, which takes "
+            "minutes more: --minutes changes the first, --run-dir has no limit"
         )
         return {"max_seconds": 60 * MINUTES}
 
