@@ -37,9 +37,11 @@ def generate(
         seed: random seed.
         by_kind: of pictures.
     """
-    check_model(model, "jaxad fit or jaxad cycle")
     if out.exists():
-        raise FileExistsError(f"{out} exists; generated anomalies never replace anything: choose another name")
+        raise FileExistsError(
+            f"{out} exists; generated anomalies never replace a file and are never written over others: choose another name"
+        )
+    check_model(model, "jaxad fit or jaxad cycle")
     from jaxad.detectors.persistence import load_extra
 
     kind = kinds.of_options("Generating", by_kind) or kinds.of_model(load_extra(model))
