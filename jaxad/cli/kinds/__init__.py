@@ -106,7 +106,10 @@ def of_options(command: str, options: Any) -> Kind | None:
 
 
 def check_detector(kind: Kind, name: str, data: Path) -> None:
-    """Raise a ValueError unless we or an installed package list a detector of this name; nothing of it is imported."""
+    """Raise a ValueError unless we or an installed package list a detector of this name.
+
+    By itself, not by ``catalogue.choose``, which asks for JAX, scikit-learn and pandas: seconds before a typing error is said.
+    """
     known = [*kind.ours, *(point.name for point in entry_points(group="jaxad.detectors"))]
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=3)
