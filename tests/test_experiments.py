@@ -139,8 +139,7 @@ def test_families_calibrate_on_the_rows_that_fit_held_out():
     rng = np.random.RandomState(0)
     rng.randint(2**31 - 1)
     again = model.calibrate(families.hold_out(rows, rng)[1]).scorer_.combined.statistics
-    # Not to the digit: fit sees them on a scale that has not seen them.
-    np.testing.assert_allclose(again.mean, expected.mean, rtol=0.15)
+    np.testing.assert_allclose(again.mean, expected.mean, rtol=1e-4)
 
 
 def test_holdout_reads_every_kind_of_file(data_dir, tmp_path):

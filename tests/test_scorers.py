@@ -110,8 +110,8 @@ def test_gradients(fitted, name):
     assert np.isfinite(gradient).all()
     if name not in SMOOTH:
         return
-    # Along a random direction, in float32: both sides, and not where another neighbour takes over.
-    way, step = jnp.asarray(RNG.normal(size=rows.shape), jnp.float32), 1e-2
+    # Along a random direction, in float32: both sides, a step short of most kinks (ReLU, another neighbour taking over).
+    way, step = jnp.asarray(RNG.normal(size=rows.shape), jnp.float32), 2e-3
     call = jax.jit(scorer)
     found = (call(rows + step * way) - call(rows - step * way)) / (2 * step)
     expected = jnp.sum(gradient * way, axis=1)

@@ -220,9 +220,9 @@ class DiffusionDetector(Estimator):
         network: Any = MLP(width=256, depth=3) if self.network is None else self.network.clone()
         prediction = noise.VELOCITY if self.prediction is None else self.prediction
         rows, held_out = hold_out(X, rng)
-        # Rows that the threshold comes from are seen on a scale that has not seen them, as new rows will be.
-        standardiser, held_out = Standardiser.fit(X), Standardiser.fit(rows)(held_out)
-        rows = standardiser(rows)
+        # A scale that has not seen the rows the threshold comes from, as it has not seen new rows.
+        standardiser = Standardiser.fit(rows)
+        rows, held_out = standardiser(rows), standardiser(held_out)
         num_steps = default_num_steps(len(rows)) if self.num_steps is None else self.num_steps
         make_loss = self.loss
         if make_loss is None:

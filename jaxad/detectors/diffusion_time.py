@@ -143,9 +143,9 @@ class _TimeEstimator(Estimator):
         rng = check_random_state(self.random_state)
         key = jax.random.key(rng.randint(2**31 - 1))
         rows, held_out = hold_out(X, rng)
-        # Rows that the threshold comes from are seen on a scale that has not seen them, as new rows will be.
-        standardiser, held_out = Standardiser.fit(X), Standardiser.fit(rows)(held_out)
-        rows = standardiser(rows)
+        # A scale that has not seen the rows the threshold comes from, as it has not seen new rows.
+        standardiser = Standardiser.fit(rows)
+        rows, held_out = standardiser(rows), standardiser(held_out)
         num_steps = 4000 if self.num_steps is None else self.num_steps
         optimizer = training.adam(self.learning_rate, num_steps=num_steps, warmup_steps=min(100, num_steps // 10))
         settings = {
