@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from command_line import jaxad
 from PIL import Image
+from starlette.testclient import TestClient
 
-from jaxad import load_detector, load_scorer
+from jaxad import export_detector, load_detector, load_scorer
 from jaxad.cli.kinds import KINDS
 from jaxad.data import DataError, read_table
 from jaxad.data.doubts import doubts
@@ -20,7 +21,8 @@ from jaxad.detectors import ConformalDetector, KNNDetector, MahalanobisDetector,
 from jaxad.detectors.catalogue import DETECTORS
 from jaxad.metrics.calibration import threshold
 from jaxad.runtime.files import put, unfinished
-from jaxad.shipping.bodies import Refusal, read_json
+from jaxad.shipping import serve
+from jaxad.shipping.bodies import Limits, Refusal, read_json
 from jaxad.shipping.bulk import judged
 from jaxad.standardiser import Standardiser
 
@@ -136,9 +138,24 @@ def test_flagged_is_a_p_value_up_to_the_rate(fitted, name, rows):
     detector.offset_ = threshold(detector.calibration_scores_, 0.05)
 
 
-def test_the_bundle_keeps_a_threshold_that_flags_nothing(tmp_path, fitted):
-    from jaxad import export_detector
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "dit" else n for n in ALL])
+def test_the_service_flags_by_the_same_rule(tmp_path, fitted, name):
+    detector, rates = fitted(name, 25), (None, 0.0, 0.05, 0.29, 0.5)
+    export_detector(detector, tmp_path / "bundle")
+    scorer = load_scorer(tmp_path / "bundle")
+    new = (np.random.default_rng(2).normal(size=(60, 4)) * 3 + MIDDLE).astype(np.float32)
+    with TestClient(serve.application(scorer, Limits())) as client:
+        for rate in rates:
+            asked = {"rows": new.tolist()} | ({} if rate is None else {"alpha": rate})
+            answer = client.post("/score", json=asked).json()
+            flagged, share = np.array(answer["flagged"]), 0.05 if rate is None else rate
+            np.testing.assert_array_equal(flagged, np.array(answer["p_value"]) <= share)
+            np.testing.assert_array_equal(flagged, scorer.p_values(new) <= share)
+            np.testing.assert_array_equal(flagged, judged(scorer, scorer.score_samples(new), rate, None)[1])
+    assert flagged.any()
 
+
+def test_the_bundle_keeps_a_threshold_that_flags_nothing(tmp_path, fitted):
     detector = fitted("knn", 6)
     export_detector(detector, tmp_path / "bundle")
     loaded, far = load_scorer(tmp_path / "bundle"), np.full((1, 4), 1e6)
