@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import adbench, false_discoveries, families, holdout, recipe, table1, views
+from experiments import adbench, combine, false_discoveries, families, holdout, recipe, table1
 from jaxad import DiffusionDetector, data
 from jaxad.denoisers import MLP
+from jaxad.detectors import consensus
 from jaxad.detectors.catalogue import DETECTORS
-from jaxad.metrics import auroc
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
@@ -63,8 +63,9 @@ def test_copod_repeats_and_repairs_the_published_column(table):
 
 def test_the_papers_dit_column_is_the_norm_of_the_row(table):
     published = [100 * table1.PAPER["DiT"][name] for name in PARITY_SETS]
-    for detector in ("norm", "dit-untrained"):
-        np.testing.assert_allclose([table[0][detector, n] for n in PARITY_SETS], published, rtol=0, atol=0.15)
+    # The norm stands on the scale of all rows; the network, as everything trained, on that of the nine tenths it is trained on.
+    for detector, tolerance in (("norm", 0.15), ("dit-untrained", 0.25)):
+        np.testing.assert_allclose([table[0][detector, n] for n in PARITY_SETS], published, rtol=0, atol=tolerance)
 
 
 def test_the_comparison_says_so_in_words(table):
@@ -194,25 +195,60 @@ def test_killed_trainings_end_identically(tmp_path):
     assert [json.loads(line)["identical"] for line in lines] == [True] * 3
 
 
-def test_leave_sets_out_measures_elsewhere_than_it_chooses():
-    """A candidate that is best on every set is chosen in every half; one that is best by luck of a set gains nothing elsewhere."""
-    rng = np.random.default_rng(0)
-    groups = np.repeat(["ResNet-18", "Classical"], [12, 30])
-    areas = np.full((42, len(views.candidates())), 70.0)
-    baselines = np.full((42, 3), 69.0)
-    areas[:, 5] = 75.0
-    results = {(r["group"], r["settings"]): r["mean_gain"] for r in views.halves(areas, baselines, groups, 20)}
-    assert results["Classical", "chosen"] == 6.0
-    assert results["Classical", "default"] == 1.0
-    lucky = 70.0 + 5 * rng.normal(size=areas.shape)
-    results = {(r["group"], r["settings"]): r["mean_gain"] for r in views.halves(lucky, baselines, groups, 50)}
-    assert abs(results["ResNet-18", "chosen"] - 1.0) < 1.5
+def measured_sets(count, helpful, columns=8, group="tables"):
+    """Evidence of three views for sets in which one of them sees the anomalies."""
+    rng = np.random.default_rng(count + columns)
+    found = []
+    for number in range(count):
+        labels = np.repeat([0, 1], [150, 40])
+        evidence = rng.exponential(size=(3, 190)).astype(np.float32)
+        evidence[helpful, labels == 1] += 1.0
+        found.append(combine.Seen(group, f"set_{number:03d}", labels, evidence, columns, np.full((7, 2), 60.0)))
+    return found
 
 
-def test_views_auroc_is_the_librarys():
-    rng = np.random.default_rng(0)
-    labels, scores = rng.integers(0, 2, 50), rng.integers(0, 9, 50).astype(float)
-    assert views.auroc(labels, scores) == pytest.approx(100 * auroc(labels, scores))
+def test_weights_are_learned_over_sets_and_follow_the_columns():
+    found = [*measured_sets(12, 0, 4), *measured_sets(12, 2, 400, "embeddings")]
+    above, below = combine.rows_of(found)
+    columns, share = np.array([float(seen.columns) for seen in found]), combine._share(found)
+    parameters = combine.learned(above, below, columns, share, 1e-4)
+    small, wide = (np.asarray(combine.weights_of(parameters, count)) for count in (4.0, 400.0))
+    assert small[0] > 2 * small[2]
+    assert wide[2] > 2 * wide[0]
+    pulled = combine.learned(above, below, columns, share, 1e3)
+    np.testing.assert_allclose(combine.weights_of(pulled, 4.0), 1.0, atol=0.1)
+
+
+def test_what_is_learned_of_luck_is_worth_nothing_elsewhere():
+    """Cross-validation over sets: where no view tells more than another in general, learning gains nothing."""
+    found = [seen for number in range(3) for seen in measured_sets(8, number)]
+    for number, seen in enumerate(found):
+        found[number] = replace(seen, name=f"set_{number:03d}")
+    equal = np.array([seen.judged(np.ones(3)) for seen in found])[:, 0]
+    assert combine.cross_validated(found, 1e-4)[:, 0].mean() < equal.mean() + 0.5
+
+
+def test_the_shipped_weights_are_what_the_experiment_computes(tmp_path):
+    card = consensus.WEIGHTS
+    parameters = {name: np.array(card[name]) for name in ("intercept", "slope")}
+    for columns in (2, 60, 1280):
+        np.testing.assert_allclose(
+            combine.weights_of(parameters, float(columns)), consensus.view_weights(columns), rtol=1e-4
+        )
+
+
+def test_measure_learn_and_report_run_on_files(data_dir, tmp_path, small_sets):
+    if not (data_dir / "oddbench").is_dir():
+        pytest.skip("needs oddbench/ in the data directory")
+    settings = {"data_dir": data_dir, "num_networks": 0, "out": tmp_path / "measured", "embeddings": tmp_path}
+    combine.measure(combine.Measure(groups=("tables",), every=60, **settings))
+    assert len(list((tmp_path / "measured" / "tables").glob("*.npz"))) == 3
+    combine.learn(combine.Learn(measured=tmp_path / "measured", strengths=(1e-2,), sets=(), out=tmp_path / "w.json"))
+    assert json.loads((tmp_path / "w.json").read_text())["learned on"]["tables"] == 3
+    records = combine.report(combine.Report(measured=tmp_path / "measured", out=tmp_path / "report.jsonl"))
+    assert [record["group"] for record in records] == ["tables"] * 3
+    with pytest.raises(ValueError, match="nothing measured"):
+        combine.learn(combine.Learn(measured=tmp_path / "nowhere"))
 
 
 def test_recipes_differ_by_name_alone():

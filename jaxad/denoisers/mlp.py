@@ -33,6 +33,8 @@ class MLP(nn.Module):
     depth: int = 4
     dropout: float = 0.0
     learned_variance: bool = False
+    level_width: int = 128
+    """Of the embedding of the noise level."""
 
     @nn.compact
     def __call__(
@@ -51,7 +53,7 @@ class MLP(nn.Module):
         features = x.shape[-1]
         # One embedding for all blocks, narrow because it only says how noisy the row is;
         # in x's dtype, so that half precision stays half precision.
-        condition = nn.silu(LevelEmbedding(128)(log_snr)).astype(x.dtype)
+        condition = nn.silu(LevelEmbedding(self.level_width)(log_snr)).astype(x.dtype)
 
         stream = nn.Dense(self.width)(x)
         for _ in range(self.depth):

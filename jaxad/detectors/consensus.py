@@ -1,5 +1,7 @@
 """The recommended detector: several views of what is normal, each calibrated on rows it has not seen, one score."""
 
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +23,6 @@ from jaxad.detectors.search import Known, known, mean_distance, padded_size
 from jaxad.runtime.runs import open_run
 from jaxad.standardiser import FAR, Standardiser
 
-FARTHEST = 10.0
-"""Standardised values are cut here before a view sees them: one absurd value must not decide alone."""
-
 MOST_REFERENCE_ROWS = 20_000
 MOST_LEARNED_ROWS = 10_000
 FEWEST_LEARNED_ROWS = 100
@@ -35,6 +34,11 @@ LEVELS = noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)
 FEATURE_LEVELS = noise.NoiseLevel(np.ones(3), np.array([0.1, 0.4, 1.0]))
 
 LEARNED_NEIGHBOURS = 5
+
+KNOTS = 128
+
+WEIGHTS = json.loads((Path(__file__).parent / "view_weights.json").read_text(encoding="utf-8"))
+"""Its card says what they were learned on."""
 
 
 class Representation(Scorer):
@@ -81,22 +85,63 @@ class LearnedView(NamedTuple):
         return jnp.stack([mean_distance(among, x, LEARNED_NEIGHBOURS) for among, x in spaces])
 
 
-class CombinedViews(Scorer):
-    """The soft maximum of views on the scale of normal rows; here a row *is* its distances, ``[batch, distances]``.
+class Evidence(Scorer):
+    """Distances as evidence: minus the logarithm of the share of normal rows that lie as far out or farther; here a row *is* its distances.
 
-    The five closed-form views come first, then two of each network.
+    Between the knots the logarithm is interpolated; beyond the last it grows with the logarithm of the distance, without end.
     """
 
-    centre: Float[Array | np.ndarray, "..."]
+    knots: Float[Array | np.ndarray, "..."]
+    """[distances, knots], increasing: those of normal rows, close together where they are rare."""
+    evidence: Float[Array | np.ndarray, "..."]
     scale: Float[Array | np.ndarray, "..."]
+    """Of what lies beyond the last knot."""
+
+    @classmethod
+    def fit(cls, distances: list[np.ndarray]) -> "Evidence":
+        """Of distances of normal rows that were measured as new ones are, one array for each kind."""
+        knots, evidence = np.zeros((2, len(distances), KNOTS))
+        scale = np.ones(len(distances))
+        for number, of in enumerate(distances):
+            known = np.sort(of)
+            count = len(known)
+            places = np.clip(np.round(count - np.geomspace(count, 1, KNOTS)), 0, count - 1).astype(int)
+            knots[number] = known[places].astype(np.float32)
+            # Of equal distances half count as farther out.
+            at_least, more = (count - np.searchsorted(known, known[places], side) for side in ("left", "right"))
+            evidence[number] = -np.log(((at_least + more) / 2 + 1) / (count + 1))
+            scale[number] = views.centre_and_scale(known, 0.97)[1]
+        return cls(*(part.astype(np.float32) for part in (knots, evidence, scale)))
+
+    def __call__(self, rows: Float[Array, "batch distances"]) -> Float[Array, "distances batch"]:
+        """About 1 on average for normal rows, 3 for one in twenty, and more for rarer ones."""
+        inside = jax.vmap(jnp.interp)(rows.T, self.knots, self.evidence)
+        beyond = jnp.maximum(rows.T - self.knots[:, -1:], 0.0) / self.scale[:, None]
+        return inside + jnp.log1p(beyond)
+
+    def take(self, which) -> "Evidence":
+        """Of some of the distances."""
+        return Evidence(self.knots[which], self.evidence[which], self.scale[which])
+
+
+class CombinedViews(Scorer):
+    """The views' evidence in one number (``combine``); here a row *is* its distances, ``[batch, distances]``.
+
+    The closed-form views come first, then two of each network.
+    """
+
+    of: Evidence
+    weights: Float[Array | np.ndarray, "..."]
+    """Of all views, the two of the networks last."""
 
     def __call__(self, rows: Float[Array, "batch distances"]) -> Float[Array, " batch"]:
-        """``log mean exp z``."""
-        return soft_maximum(self.z(rows))
+        """Larger = more anomalous."""
+        z = self.z(rows)
+        return combine(z, self.weights[: len(z)])
 
     def z(self, rows: Float[Array, "batch distances"]) -> Float[Array, "views batch"]:
-        """What each view says on the common scale; the networks' z are averaged."""
-        z = jnp.arcsinh(2 * (rows - self.centre[None]) / self.scale[None]).T
+        """The evidence of each view; the networks' is averaged."""
+        z = self.of(rows)
         closed, learned = z[: len(views.NAMES)], z[len(views.NAMES) :]
         if not len(learned):
             return closed
@@ -106,12 +151,11 @@ class CombinedViews(Scorer):
         """With one network alone, or none."""
         count = len(views.NAMES)
         of = [] if number is None else [count + 2 * number, count + 2 * number + 1]
-        which = np.array([*range(count), *of])
-        return CombinedViews(self.centre[which], self.scale[which])
+        return CombinedViews(self.of.take(np.array([*range(count), *of])), self.weights)
 
 
 class Consensus(Scorer):
-    """All views of a row, and their soft maximum, each on the scale of normal rows it has not seen."""
+    """All views of a row, and the sum of their evidence, each measured against normal rows it has not seen."""
 
     views: views.Views
     learned: LearnedView | None
@@ -123,15 +167,15 @@ class Consensus(Scorer):
         return self.combined(self.distances(rows).T) + how_far_beyond(rows)
 
     def distances(self, rows: Float[Array, "batch features"]) -> Float[Array, "distances batch"]:
-        """Of five views, and two of each network."""
-        rows = _cut(rows)
+        """Of nine views, and two of each network."""
         closed = self.views.distances(rows)
         if self.learned is None:
             return closed
-        return jnp.concatenate([closed, *jax.lax.map(lambda view: view.distances(rows), self.learned)])
+        cut = _cut(rows)
+        return jnp.concatenate([closed, *jax.lax.map(lambda view: view.distances(cut), self.learned)])
 
     def z(self, rows: Float[Array, "batch features"]) -> Float[Array, "views batch"]:
-        """What each view says on the common scale."""
+        """The evidence of each view."""
         return self.combined.z(self.distances(rows).T)
 
     def denoiser(self) -> Denoise:
@@ -157,11 +201,22 @@ class Consensus(Scorer):
 def how_far_beyond(rows) -> Any:
     """What is added for values that the views see cut: next to nothing, and more the farther out they are, so that ranking goes on."""
     xp = rows.__array_namespace__()
-    return 1e-3 * xp.max(xp.log1p(xp.maximum(xp.abs(rows) - FARTHEST, 0.0)), axis=1)
+    return 1e-3 * xp.max(xp.log1p(xp.maximum(xp.abs(rows) - views.FARTHEST, 0.0)), axis=1)
 
 
 def _cut(rows) -> Any:
-    return rows.__array_namespace__().clip(rows, -FARTHEST, FARTHEST)
+    return rows.__array_namespace__().clip(rows, -views.FARTHEST, views.FARTHEST)
+
+
+def combine(z: Float[Array, "views batch"], weights: Float[Array | np.ndarray, " views"]) -> Float[Array, " batch"]:
+    """The weighted sum of the evidence: Fisher's combination of p-values. What looks very usual to one view speaks for a row."""
+    return jnp.asarray(weights) @ z
+
+
+def view_weights(columns: int) -> np.ndarray:
+    """How much the evidence of each view counts in a table of so many columns: learned over data sets by ``experiments.combine``."""
+    exponent = np.array(WEIGHTS["intercept"]) + np.array(WEIGHTS["slope"]) * np.log(columns / 8)
+    return np.logaddexp(0, exponent).astype(np.float32)
 
 
 def soft_maximum(z: Float[Array, "views batch"]) -> Float[Array, " batch"]:
@@ -172,17 +227,17 @@ def soft_maximum(z: Float[Array, "views batch"]) -> Float[Array, " batch"]:
 class ConsensusDetector(Estimator):
     """Nothing to choose, no label, the same settings for every table: what to use when in doubt.
 
-    Seven views look at a row. Five need no training (``jaxad.detectors.views``): the distance to the nearest normal row as it is, after
-    whitening, and between ranks; the residual of every column given the others; the isolation of single values. Two are learned: a
-    small diffusion model is trained on the normal rows, and distances to the five nearest training rows are taken in what it has
-    learned, the features before its output layer at three noise levels, and the norms of its score at ten (MSMA, Mahmood et al. 2021).
+    Eleven views look at a row. Nine need no training (``jaxad.detectors.views``): distances to the nearest normal row in the columns as
+    they are, after whitening, between ranks, and in pairs and triples of columns; length and conditional residuals under a Gaussian;
+    isolated values, tails, and values outside of all that was seen. Two are learned: a small diffusion model is trained on the normal
+    rows, and distances to the five nearest training rows are taken in what it has learned, the features before its output layer at
+    three noise levels, and the norms of its score at ten (MSMA, Mahmood et al. 2021).
 
-    Each view is put on a common scale by normal rows held out of its fit, ``z = asinh(2 (d - median) / (97 % quantile - median))``, and the
-    score is the soft maximum ``log mean exp z``. Why: no view is best everywhere and nothing in the normal rows tells which will be
-    (synthetic anomalies do not: docs/methods.md), but an anomaly that one view sees clearly stands out of the others' noise. Measured
-    over 42 ADBench sets and 55 from elsewhere, the consensus is better on average than every variant of kNN.
+    What a view says is evidence: minus the logarithm of the share of normal rows, held out of its fit, that lie as far out. The score
+    combines the evidence by weights (``combine``) that were learned over data sets, never inside one, and depend on the number of columns
+    alone (``view_weights``): single columns and their tails mean most in small tables, distances over all columns in embeddings.
 
-    Cost: each network takes at most 2,000 steps of at most 128 rows whatever the data's size, and distances are measured to at most
+    Cost: each network takes at most 600 steps of 128 rows whatever the data's size, and distances are measured to at most
     20,000 rows. Below 100 training rows no network is trained.
 
     A training row scored again finds itself and looks more normal than it is: ``predict`` is for new rows, ``fit_predict`` flags next
@@ -190,7 +245,7 @@ class ConsensusDetector(Estimator):
 
     Args:
         num_networks: size of the ensemble, trained at once by one ``vmap`` on different splits; 0: the closed-form views alone.
-        num_steps: most steps of each network; None: 1,000 below 250 rows, else 2,000.
+        num_steps: most steps of each network; None: 600.
         max_seconds: training stops at the first look at the held-out loss after this; None: never. A limit that strikes makes
             the result depend on the machine's speed.
         mesh: devices to score on; the small networks are trained on one. None: the default device.
@@ -200,8 +255,8 @@ class ConsensusDetector(Estimator):
         verbose: 1 shows a progress bar.
 
     Attributes:
-        scorer_: a ``Consensus``: ``views``, ``learned`` (one a network), ``combined``: median (``centre``) and 97 % quantile less
-            median (``scale``) of each view's distances for normal rows it has not seen; five views, then two of each network.
+        scorer_: a ``Consensus``: ``views``, ``learned`` (one a network), ``combined``: the ``Evidence`` of nine views, then two of each
+            network, and the weights.
         validation_losses_: held-out loss of every network, one value per 200 steps.
 
     Raises:
@@ -230,13 +285,14 @@ class ConsensusDetector(Estimator):
         standardiser = self._scale_of(X)
         # In random order: what is cut to so many rows below must not be the first of a file sorted by time or kind.
         X = X[rng.permutation(len(X))]
-        rows = _cut(standardiser(X))
+        standard = standardiser(X)
+        rows = _cut(standard)
         folds = _folds(rows, rng)
         networks = min(self.num_networks, len(folds)) if len(rows) >= FEWEST_LEARNED_ROWS else 0
         with open_run(self.run_dir) as run:
             learned = self._learned_views(rows, folds[:networks], rng.randint(2**31 - 1), run)
         kept = np.sort(rng.permutation(len(rows))[:MOST_REFERENCE_ROWS])
-        whole = views.fit_views(rows[kept])
+        whole = views.fit_views(standard[kept])
 
         # Calibration: every fold is measured by views fitted without it. All folds of few rows, of many as many as there are networks.
         calibrating = folds if len(rows) <= 2000 else folds[: max(networks, 1)]
@@ -247,17 +303,17 @@ class ConsensusDetector(Estimator):
             # A scale that has seen a row makes it look usual, the more the fewer rows and the more columns there are.
             scale = self._scale_of(np.delete(X, fold, axis=0)) if len(rows) <= 2000 else standardiser
             # Of one size, so that all of them, and what scores in the end, share compiled programs.
-            fitted = views.fit_views(_cut(scale(X[without])), whole.known.rows.shape[1])
-            closed.append(in_batches(Partial(views.rows_of_distances, fitted), _cut(scale(X[which]))).T)
+            fitted = views.fit_views(scale(X[without]), whole.known.rows.shape[1])
+            closed.append(in_batches(Partial(views.rows_of_distances, fitted), scale(X[which])).T)
         seen = [
             in_batches(Partial(_rows_of_distances, view), rows[which]).T
             for view, which in zip(learned, measured, strict=False)
         ]
-        stats = [
-            views.centre_and_scale(d, 0.97)
-            for d in (*np.concatenate(closed, axis=1), *(d for pair in seen for d in pair))
-        ]
-        combined = CombinedViews(*np.array(stats, np.float32).T)
+        # A fold holds all copies of a row, so none of its rows finds itself; but where rows repeat, new ones find themselves as well.
+        copies = self._copies(standard, kept, whole, measured)
+        closed_ones = np.concatenate([*closed, copies], axis=1)
+        weights = view_weights(X.shape[1])
+        combined = CombinedViews(Evidence.fit([*closed_ones, *(d for pair in seen for d in pair)]), weights)
 
         # The threshold: the consensus on rows that were left out everywhere, with the one network that has not seen them.
         if networks:
@@ -273,13 +329,22 @@ class ConsensusDetector(Estimator):
         )
 
     def scores_by_view(self, X) -> dict[str, np.ndarray]:
-        """What each view says, on the common scale (0 usual, about 1.4 the upper end of normal): ``{view: [rows]}``.
+        """The evidence of each view, minus the logarithm of the share of normal rows as far out (3: one in twenty): ``{view: [rows]}``.
 
         ``features`` and ``norms`` are the means over the ensemble.
         """
         check_is_fitted(self)
         z = self._scored(X, apply, Partial(_rows_of_z, self.scorer_)).T
         return dict(zip((*views.NAMES, "features", "norms"), z, strict=False))
+
+    def _copies(self, standard, kept, whole, measured) -> np.ndarray:
+        """Distances of those measured rows that have an equal one among ``kept``, by views that have seen it."""
+        which = np.concatenate(measured)
+        _, group, count = np.unique(standard[kept], axis=0, return_inverse=True, return_counts=True)
+        repeated = np.isin(which, kept[count[group.ravel()] > 1])
+        if not repeated.any():
+            return np.zeros((len(views.NAMES), 0), np.float32)
+        return in_batches(Partial(views.rows_of_distances, whole), standard[which[repeated]]).T
 
     def _scale_of(self, X) -> Standardiser:
         """Column means and spreads of values within the 0.1 % and 99.9 % quantiles, so that a few far values do not set the scale."""
@@ -295,8 +360,8 @@ class ConsensusDetector(Estimator):
         self.validation_losses_ = []
         if not folds:
             return []
-        network: Any = MLP(width=128, depth=3)
-        num_steps = (1000 if len(rows) < 250 else 2000) if self.num_steps is None else self.num_steps
+        network: Any = MLP(width=64, depth=2, level_width=64)
+        num_steps = 600 if self.num_steps is None else self.num_steps
         training_rows = [np.delete(rows, fold, axis=0) for fold in folds]
         params, _, self.validation_losses_ = train_many(
             jax.random.split(jax.random.key(seed), len(folds)),
@@ -306,9 +371,9 @@ class ConsensusDetector(Estimator):
             noise.log_uniform(256, sigma_min=0.03, sigma_max=5.0),
             (rows[:1], np.zeros(1, np.float32)),
             loss=training.simple_loss(network, noise.VELOCITY),
-            optimizer=training.adam(3e-3, num_steps=num_steps, warmup_steps=min(100, num_steps // 10)),
+            optimizer=training.adam(6e-3, num_steps=num_steps, warmup_steps=min(100, num_steps // 10)),
             num_steps=num_steps,
-            batch_size=64 if len(rows) < 1000 else 128,
+            batch_size=128,
             max_seconds=self.max_seconds,
             run=run,
             verbose=self.verbose,

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,6 +71,24 @@ SECONDS_BETWEEN_LINES = 30.0
 
 LEVELS_SHOWN = 4
 """Noise levels whose held-out loss is shown by itself, evenly spread over the schedule."""
+
+
+def quickly_compiled(function: Callable, **settings: Any) -> Callable:
+    """``jax.jit(function, **settings)``; on a CPU with LLVM's first level of optimisation.
+
+    The programs of a small training take longer to compile than to run: 31 s against 13 s, for 600 steps of 1.2 s (MLP of 64, one core).
+    """
+
+    @cache
+    def compiled(backend: str) -> Callable:
+        options = {"xla_backend_optimization_level": 1} if backend == "cpu" else None
+        return jax.jit(function, compiler_options=options, **settings)
+
+    @wraps(function)
+    def call(*args, **kwargs):
+        return compiled(jax.default_backend())(*args, **kwargs)
+
+    return call
 
 
 class Stream(NamedTuple):
@@ -361,13 +379,13 @@ def train_many(
     schedule = schedule.to(jnp.float32)
     measure = loss if measure is None else measure
     init_keys, validation_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    init = partial(_init_many, init_keys, tuple(inputs), network=network, optimizer=optimizer)
+    begin = {"keys": init_keys, "inputs": tuple(inputs), "network": network, "optimizer": optimizer}
     kept = None
     if run is not None:
         fingerprint = _fingerprint(keys, network, rows, held_out, schedule, num_steps, batch_size)
-        kept = _restore(run, fingerprint, jax.eval_shape(init))
+        kept = _restore(run, fingerprint, jax.eval_shape(partial(_initial_states, **begin)))
     if kept is None:
-        state = init()
+        state = _init_many(**begin)
         empty = np.zeros((len(rows), 0), np.float32)
         kept = _Progress(state, jax.tree.map(np.array, state.ema), empty, np.zeros((0, len(rows))))
     state, best, losses, values = kept
@@ -432,18 +450,20 @@ def _where_members(chosen, new, old):
     return np.where(chosen.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
-@partial(jax.jit, static_argnames=("network", "optimizer"))
-def _init_many(keys, inputs, *, network, optimizer):
+def _initial_states(keys, inputs, *, network, optimizer):
     return jax.vmap(lambda key: training.init_state(key, network, optimizer, *inputs))(keys)
 
 
-@partial(jax.jit, static_argnames=("loss", "optimizer", "batch_size", "num_steps"), donate_argnames="states")
+_init_many = quickly_compiled(_initial_states, static_argnames=("network", "optimizer"))
+
+
+@partial(quickly_compiled, static_argnames=("loss", "optimizer", "batch_size", "num_steps"), donate_argnames="states")
 def _train_chunk_many(states, rows, num_rows, schedule, *, loss, optimizer, batch_size, num_steps):
     chunk = partial(training.train_chunk, loss=loss, optimizer=optimizer, batch_size=batch_size, num_steps=num_steps)
     return _over_members(lambda state, x, count: chunk(state, x, count, schedule), (states, rows, num_rows))
 
 
-@partial(jax.jit, static_argnames="measure")
+@partial(quickly_compiled, static_argnames="measure")
 def _validate_many(keys, params, rows, schedule, *, measure):
     return _over_members(lambda key, p, x: measure(key, p, x, schedule, train=False), (keys, params, rows))
 

@@ -16,7 +16,7 @@ from jaxad.data import PictureFiles, image_batches
 from jaxad.denoisers import DiT, UNet
 from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors import appearance, views
-from jaxad.detectors.consensus import Consensus, ConsensusDetector, soft_maximum
+from jaxad.detectors.consensus import Consensus, ConsensusDetector, Evidence, soft_maximum
 from jaxad.detectors.estimator import (
     Estimator,
     Learned,
@@ -169,8 +169,7 @@ class PixelViews(Scorer):
     error_spread: Float[Array | np.ndarray, "..."]
     weights: Float[Array | np.ndarray, "..."]
     """Of the levels."""
-    centre: Float[Array | np.ndarray, "..."]
-    scale: Float[Array | np.ndarray, "..."]
+    evidence: Evidence
     """Of the two views."""
 
     def __call__(self, rows: Float[Array, "batch height width channels"]) -> Float[Array, "2 batch"]:
@@ -181,7 +180,7 @@ class PixelViews(Scorer):
         """``(map [batch, height, width], views [2, batch])``."""
         standard = (rows - self.mean[None, None, None]) / self.spread[None, None, None]
         combined, values = self.measured(*self.errors(standard))
-        return combined, jnp.arcsinh(2 * (values - self.centre[:, None]) / self.scale[:, None])
+        return combined, self.evidence(values.T)
 
     def measured(self, maps, errors):
         """``(map, error and worst place [2, batch])`` of a denoiser's errors, not yet on the common scale."""
@@ -218,11 +217,11 @@ class ImageDetector(Estimator):
     """A number per picture and a map per pixel, learned from normal pictures alone; nothing to choose.
 
     *The score* comes from four looks at the whole picture (``jaxad.detectors.appearance``): its pixels, its edges by direction in
-    small cells and in larger ones, and its grain. Each look is a table, and each table gets the seven views of ``ConsensusDetector``:
+    small cells and in larger ones, and its grain. Each look is a table, and each table gets the eleven views of ``ConsensusDetector``:
     distances to normal rows, broken dependencies, single odd values, and what a small diffusion model trained in that space has
     learned. With ``maps`` a denoiser of pixels (DiT or U-Net) adds two views: its error at four noise levels, and the worst place
-    of its map. Every view is put on a common scale by normal pictures it has not seen, and the score is their soft maximum,
-    ``log mean exp z``.
+    of its map. What a view says is evidence, minus the logarithm of a p-value among normal pictures it has not seen, and the score is
+    the soft maximum of the evidence, ``log mean exp``: minus the logarithm of the harmonic mean of the p-values (Wilson 2019).
 
     *The map* is the denoiser's squared error at each pixel, smoothed, at each level in units of what held-out normal pictures show
     at that pixel, and averaged over levels with weights. The weights come without an anomaly: rectangles of held-out normal pictures
@@ -339,7 +338,7 @@ class ImageDetector(Estimator):
         return self._keep(Learned(unit, scorer, normal))
 
     def scores_by_view(self, X) -> dict[str, np.ndarray]:
-        """What each view says on the common scale, 0 usual and about 1.4 the upper end of normal: ``{"edges: whitened": [rows]}``."""
+        """The evidence of each view, minus the logarithm of the share of normal pictures as far out: ``{"edges: whitened": [rows]}``."""
         check_is_fitted(self)
         found = {}
         for look, z in self._scored(X, apply, Partial(_rows_of_z, self.scorer_)).items():
@@ -435,8 +434,7 @@ class ImageDetector(Estimator):
             error_mean=errors.mean(axis=0),
             error_spread=errors.std(axis=0) + 1e-9,
             weights=np.zeros(len(levels), np.float32),
-            centre=np.zeros(2, np.float32),
-            scale=np.ones(2, np.float32),
+            evidence=Evidence.fit([np.zeros(1)] * 2),
         )
         # What does each level see of synthetic defects? Judged as the map will be: by the worst place.
         spoilt, _ = synthesis.corrupt(jax.random.fold_in(train_key, 1), jnp.asarray(held_out))
@@ -449,8 +447,7 @@ class ImageDetector(Estimator):
         error, worst = np.asarray(values, np.float64)
         # Of few pictures, which support no rate, the worst of all: a map is to be looked at in any case.
         self.where_threshold_ = float(min(-threshold(-worst, self.false_alarm_rate), worst.max()))
-        stats = np.array([views.centre_and_scale(values, 0.97) for values in (error, worst)], np.float32)
-        return dataclasses.replace(pixels, centre=stats[:, 0], scale=stats[:, 1])
+        return dataclasses.replace(pixels, evidence=Evidence.fit([error, worst]))
 
     # ------------------------------------------------------------------------------------------------------------ scoring
 
