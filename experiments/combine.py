@@ -270,7 +270,7 @@ def learn(config: Learn) -> None:
         "learned on": {group: int(np.sum(groups == group)) for group in SHARES},
         "by": f"python -m experiments.combine learn (pull {chosen:g}), measured at {current_commit()}",
         "views": names,
-    } | {name: np.round(np.asarray(values), 4).tolist() for name, values in parameters.items()}
+    } | {name: np.round(np.asarray(values, float), 4).tolist() for name, values in parameters.items()}
     config.out.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     print(f"{config.out}: pull {chosen:g}")
 

@@ -28,7 +28,7 @@ from sklearn.svm import OneClassSVM
 from jaxad import data, metrics
 from jaxad.cli import exit_on_user_error, use_compilation_cache
 from jaxad.detectors import ImageDetector, KNNDetector
-from jaxad.detectors.consensus import soft_maximum
+from jaxad.detectors.image import soft_maximum
 from jaxad.metrics import localisation
 from jaxad.reports.picture_page import write_image_report
 

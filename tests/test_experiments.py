@@ -228,7 +228,7 @@ def test_what_is_learned_of_luck_is_worth_nothing_elsewhere():
     assert combine.cross_validated(found, 1e-4)[:, 0].mean() < equal.mean() + 0.5
 
 
-def test_the_shipped_weights_are_what_the_experiment_computes(tmp_path):
+def test_the_shipped_weights_are_what_the_experiment_computes():
     card = consensus.WEIGHTS
     parameters = {name: np.array(card[name]) for name in ("intercept", "slope")}
     for columns in (2, 60, 1280):
@@ -237,7 +237,7 @@ def test_the_shipped_weights_are_what_the_experiment_computes(tmp_path):
         )
 
 
-def test_measure_learn_and_report_run_on_files(data_dir, tmp_path, small_sets):
+def test_measure_learn_and_report_run_on_files(data_dir, tmp_path):
     if not (data_dir / "oddbench").is_dir():
         pytest.skip("needs oddbench/ in the data directory")
     settings = {"data_dir": data_dir, "num_networks": 0, "out": tmp_path / "measured", "embeddings": tmp_path}

@@ -144,6 +144,9 @@ def test_the_service_flags_by_the_same_rule(tmp_path, fitted, name):
     export_detector(detector, tmp_path / "bundle")
     scorer = load_scorer(tmp_path / "bundle")
     new = (np.random.default_rng(2).normal(size=(60, 4)) * 3 + MIDDLE).astype(np.float32)
+    # Some of them calibrate, so that scores tie with the threshold.
+    scorer.calibration_scores_ = np.sort(scorer.score_samples(new)[:40])
+    scorer.offset_ = threshold(scorer.calibration_scores_, 0.05)
     with TestClient(serve.application(scorer, Limits())) as client:
         for rate in rates:
             asked = {"rows": new.tolist()} | ({} if rate is None else {"alpha": rate})

@@ -219,11 +219,6 @@ def view_weights(columns: int) -> np.ndarray:
     return np.logaddexp(0, exponent).astype(np.float32)
 
 
-def soft_maximum(z: Float[Array, "views batch"]) -> Float[Array, " batch"]:
-    """``log mean exp`` over the views."""
-    return jax.nn.logsumexp(z, axis=0) - jnp.log(z.shape[0])
-
-
 class ConsensusDetector(Estimator):
     """Nothing to choose, no label, the same settings for every table: what to use when in doubt.
 

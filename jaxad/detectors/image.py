@@ -16,7 +16,7 @@ from jaxad.data import PictureFiles, image_batches
 from jaxad.denoisers import DiT, UNet
 from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors import appearance, views
-from jaxad.detectors.consensus import Consensus, ConsensusDetector, Evidence, soft_maximum
+from jaxad.detectors.consensus import Consensus, ConsensusDetector, Evidence
 from jaxad.detectors.estimator import (
     Estimator,
     Learned,
@@ -116,6 +116,11 @@ class Features(NamedTuple):
         except (jax.errors.JAXTypeError, TypeError, AttributeError, ValueError, RuntimeError):
             is_jax = False
         return cls(function, int(np.asarray(function(unit[:1])).size), is_jax)
+
+
+def soft_maximum(z: Float[Array, "views batch"]) -> Float[Array, " batch"]:
+    """``log mean exp`` over the views."""
+    return jax.nn.logsumexp(z, axis=0) - jnp.log(z.shape[0])
 
 
 class Looks(Scorer):
