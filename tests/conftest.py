@@ -1,6 +1,9 @@
 """Strict settings for the whole suite: eight simulated devices, no silent broadcasting, no key used twice, warnings are errors."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 # Compiling is most of what the suite does: without optimisation, and without the slower of XLA's two code generators, it takes
 # half the time. `make slow` runs the same tests with the optimisation that users have.
@@ -10,12 +13,14 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from pathlib import Path
+# What one test, one worker or one command they start has compiled, the others need not: kept for this run alone.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"jaxad-tests-xla-{os.getpid()}")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest
-
-from jaxad import cli
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -56,12 +61,10 @@ def pytest_terminal_summary(terminalreporter):
                 terminalreporter.write_line(line)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def no_compilation_cache():
-    """Tests leave the user's cache and this process's settings alone."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-        yield
+def pytest_unconfigure():
+    programs = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if programs.endswith(f"jaxad-tests-xla-{os.getpid()}"):
+        shutil.rmtree(programs, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

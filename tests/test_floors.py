@@ -14,7 +14,7 @@ PACKAGE = Path(jaxad.__file__).parent
 # A module may import from lower floors only; the first pattern that matches counts. See docs/architecture.md.
 FLOORS = {
     r"standardiser": -1,
-    r"noise|coarse|denoisers(\..+)?|data(\..+)?|metrics(\..+)?|runtime(\.(cluster|distributed|files|sharding))?": 0,
+    r"noise|coarse|denoisers(\..+)?|data(\..+)?|metrics(\..+)?|runtime(\.(cluster|compilation|distributed|files|sharding))?": 0,
     r"shipping(\.(bodies|bundle))?|reports": 0,
     r"detectors\.(scorer|search)": 0.3,
     r"detectors\.(estimator|neighbours|copula|gaussian|views)": 0.5,
@@ -118,7 +118,7 @@ def uses(module: str, dotted: str) -> bool:
     [
         ("flax.linen", r"denoisers(\..+)?|denoising"),
         # `export` lowers a jitted program and `bundle` runs it: what is compiled there is not made of the library's functions.
-        ("jax.jit", r"training|detectors\.(estimator|fitting|defects)|shipping\.(export|bundle)"),
+        ("jax.jit", r"training|runtime\.compilation|detectors\.(estimator|fitting|defects)|shipping\.(export|bundle)"),
         ("jax.make_mesh", r"runtime\.sharding"),
         ("jax._src", r"runtime\.distributed"),
         ("jax.distributed", r"runtime\.distributed"),

@@ -23,7 +23,8 @@ from jaxad.cli.report_command import report
 from jaxad.cli.score_command import score
 from jaxad.cli.score_files_command import score_files
 from jaxad.cli.serve_command import serve
-from jaxad.cli.terminal import INTERRUPTED, end_at_once, exit_on_user_error, plain_console, use_compilation_cache
+from jaxad.cli.terminal import INTERRUPTED, end_at_once, exit_on_user_error, plain_console
+from jaxad.runtime.compilation import use_compilation_cache
 
 __all__ = ["COMMANDS", "Devices", "exit_on_user_error", "main", "plain_console", "use_compilation_cache"]
 

@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from jaxad.cli.terminal import compilation_cache
+from jaxad.runtime.compilation import compilation_cache
 
 
 def doctor() -> None:

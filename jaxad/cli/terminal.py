@@ -30,27 +30,6 @@ def plain_console(of_main: bool = False) -> "Console":
     return Console(markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=quiet)
 
 
-def compilation_cache() -> Path:
-    """Where compiled programs are kept between runs: under XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxad" / "xla"
-
-
-def use_compilation_cache() -> None:
-    """Switch on JAX's persistent compilation cache, so that the second run of a command does not compile again.
-
-    Where JAX is not imported yet it is told by the environment: a command that is refused waits for no import.
-    """
-    if "jax" not in sys.modules:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-        return
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 @contextmanager
 def exit_on_mendable() -> Iterator[None]:
     """One sentence and exit code 2 for what the user can mend."""

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from jaxad.data.doubts import fill_values
 from jaxad.detectors.scorer import Rescaled, tells_where
 from jaxad.metrics.calibration import benjamini_hochberg, check_rate, p_values, threshold
+from jaxad.runtime.compilation import quickly_compiled, use_compilation_cache
 from jaxad.runtime.sharding import fetch, pad_to_multiple, replicate, shard_batch
 from jaxad.standardiser import Standardiser, too_far
 
@@ -101,7 +102,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_Forked.in_child)
 
 
-@jax.jit
+@quickly_compiled
 def apply(function: Any, rows):
     """``function(rows)``: the one compiled call through which every detector scores. ``function`` is a scorer, or any callable pytree."""
     return function(rows)
@@ -152,6 +153,7 @@ def in_batches(
             "(multiprocessing.get_context('spawn'), joblib's loky, gunicorn without --preload), or score in threads"
         )
     _Forked.started = True
+    use_compilation_cache()
     pieces = []
     most = rows_at_once(rows.shape[1:])
     placed = function if mesh is None else replicate(function, mesh)
@@ -320,6 +322,7 @@ def check_training_data(detector, X, *, allow_images: bool = False) -> np.ndarra
     _check_rate(
         getattr(detector, "false_alarm_rate", 0.0)
     )  # the threshold comes last, after a training: too late to say this
+    use_compilation_cache()
     X = _as_float(validate_data(detector, X, ensure_min_samples=2, allow_nd=allow_images, dtype="numeric", reset=True))
     if X.ndim == 2 and float(np.abs(X).max()) > LARGEST:
         raise too_far(X)

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import cache, partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from jaxad import training
 from jaxad.detectors.estimator import Estimator, Learned, at_once, check_training_data
 from jaxad.noise import NoiseLevel
 from jaxad.runtime import distributed
+from jaxad.runtime.compilation import quickly_compiled
 from jaxad.runtime.memory import available_bytes, check_batch, training_bytes
 from jaxad.runtime.runs import Run, digest, in_words, named_leaves, open_run, tree_from_leaves
 from jaxad.runtime.sharding import (
@@ -71,24 +72,6 @@ SECONDS_BETWEEN_LINES = 30.0
 
 LEVELS_SHOWN = 4
 """Noise levels whose held-out loss is shown by itself, evenly spread over the schedule."""
-
-
-def quickly_compiled(function: Callable, **settings: Any) -> Callable:
-    """``jax.jit(function, **settings)``; on a CPU with LLVM's first level of optimisation.
-
-    The programs of a small training take longer to compile than to run: 31 s against 13 s, for 600 steps of 1.2 s (MLP of 64, one core).
-    """
-
-    @cache
-    def compiled(backend: str) -> Callable:
-        options = {"xla_backend_optimization_level": 1} if backend == "cpu" else None
-        return jax.jit(function, compiler_options=options, **settings)
-
-    @wraps(function)
-    def call(*args, **kwargs):
-        return compiled(jax.default_backend())(*args, **kwargs)
-
-    return call
 
 
 class Stream(NamedTuple):
