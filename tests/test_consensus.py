@@ -8,6 +8,7 @@ from sklearn.metrics import pairwise_distances
 
 from jaxad.detectors import ConsensusDetector, consensus, estimator, views
 from jaxad.detectors.estimator import in_batches
+from jaxad.detectors.evidence import WEIGHTS, Evidence, combine, view_weights
 from jaxad.metrics import auroc
 
 RNG = np.random.default_rng(0)
@@ -134,7 +135,7 @@ def test_views_by_name_and_their_scale(detector):
 
 def test_evidence_is_minus_the_logarithm_of_a_p_value():
     normal = RNG.exponential(size=4000)
-    evidence = consensus.Evidence.fit([normal])
+    evidence = Evidence.fit([normal])
     new = np.array([0.0, 0.5, 1.0, 3.0, 6.0], np.float32)
     np.testing.assert_allclose(evidence(new[:, None])[0], new, rtol=0.15, atol=0.01)
     far = np.asarray(evidence(np.array([[20.0], [1e3], [1e30]], np.float32))[0])
@@ -142,7 +143,7 @@ def test_evidence_is_minus_the_logarithm_of_a_p_value():
 
 
 def test_evidence_knows_ties():
-    evidence = consensus.Evidence.fit([np.repeat([0.0, 1.0], [70, 30])])
+    evidence = Evidence.fit([np.repeat([0.0, 1.0], [70, 30])])
     zero, one, between = np.asarray(evidence(np.array([[0.0], [1.0], [0.5]], np.float32))[0])
     assert zero == pytest.approx(-np.log((100 + 30) / 2 / 100), abs=0.02)
     assert one == pytest.approx(-np.log(0.15), abs=0.06)
@@ -152,14 +153,14 @@ def test_evidence_knows_ties():
 def test_evidence_adds_up_and_a_perfect_match_speaks_for_a_row():
     doubtful, matched = np.array([[4.0], [3.0], [1.0]]), np.array([[4.0], [3.0], [0.01]])
     weights = np.array([1.0, 2.0, 0.5])
-    assert consensus.combine(jnp.asarray(doubtful), weights)[0] == pytest.approx(10.5)
-    assert consensus.combine(jnp.asarray(matched), weights)[0] < 10.1
+    assert combine(jnp.asarray(doubtful), weights)[0] == pytest.approx(10.5)
+    assert combine(jnp.asarray(matched), weights)[0] < 10.1
 
 
 def test_weights_follow_the_columns_and_name_every_view():
-    assert consensus.WEIGHTS["views"] == [*views.NAMES, "features", "norms"]
+    assert WEIGHTS["views"] == [*views.NAMES, "features", "norms"]
     for columns in (1, 8, 60, 5000):
-        weights = consensus.view_weights(columns)
+        weights = view_weights(columns)
         assert weights.shape == (11,)
         assert (weights > 0).all()
 

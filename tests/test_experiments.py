@@ -13,7 +13,7 @@ import pytest
 from experiments import adbench, combine, false_discoveries, families, holdout, recipe, table1
 from jaxad import DiffusionDetector, data
 from jaxad.denoisers import MLP
-from jaxad.detectors import consensus
+from jaxad.detectors import evidence
 from jaxad.detectors.catalogue import DETECTORS
 
 ROOT = Path(__file__).parents[1]
@@ -229,11 +229,11 @@ def test_what_is_learned_of_luck_is_worth_nothing_elsewhere():
 
 
 def test_the_shipped_weights_are_what_the_experiment_computes():
-    card = consensus.WEIGHTS
+    card = evidence.WEIGHTS
     parameters = {name: np.array(card[name]) for name in ("intercept", "slope")}
     for columns in (2, 60, 1280):
         np.testing.assert_allclose(
-            combine.weights_of(parameters, float(columns)), consensus.view_weights(columns), rtol=1e-4
+            combine.weights_of(parameters, float(columns)), evidence.view_weights(columns), rtol=1e-4
         )
 
 

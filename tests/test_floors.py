@@ -18,6 +18,8 @@ FLOORS = {
     r"shipping(\.(bodies|bundle))?|reports": 0,
     r"detectors\.(scorer|search)": 0.3,
     r"detectors\.(estimator|neighbours|copula|gaussian|views)": 0.5,
+    r"detectors\.evidence": 0.6,
+    r"detectors\.trimming": 0.7,
     r"denoising|detectors\.(appearance|conformal)": 1,
     r"closed_form": 1.5,
     r"training|sampling|runtime\.checkpoint": 2,

@@ -102,4 +102,5 @@ def fit(
             f"{name} fitted on {what} in {seconds:.1f} s and saved to {out}; "
             f"score {kind.items} with: jaxad score {out} {kind.to_score}"
         )
+        kind.tell(chosen, data, by_kind, console.print)
         say_if_nothing_is_flagged(chosen, None, kind.items, console.print)

@@ -1,7 +1,5 @@
 """The recommended detector: several views of what is normal, each calibrated on rows it has not seen, one score."""
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 from jaxad import noise, scoring, training
 from jaxad.denoisers import MLP
 from jaxad.denoising import Denoise, hidden_features, make_denoiser
-from jaxad.detectors import views
+from jaxad.detectors import trimming, views
 from jaxad.detectors.estimator import Estimator, Learned, apply, in_batches
+from jaxad.detectors.evidence import Evidence, combine, view_weights
 from jaxad.detectors.fitting import train_many
 from jaxad.detectors.scorer import Scorer, stack, static
 from jaxad.detectors.search import Known, known, mean_distance, padded_size
@@ -34,11 +33,6 @@ LEVELS = noise.log_uniform(10, sigma_min=0.05, sigma_max=3.0)
 FEATURE_LEVELS = noise.NoiseLevel(np.ones(3), np.array([0.1, 0.4, 1.0]))
 
 LEARNED_NEIGHBOURS = 5
-
-KNOTS = 128
-
-WEIGHTS = json.loads((Path(__file__).parent / "view_weights.json").read_text(encoding="utf-8"))
-"""Its card says what they were learned on."""
 
 
 class Representation(Scorer):
@@ -83,45 +77,6 @@ class LearnedView(NamedTuple):
             (self.norms, (seen[:, -len(LEVELS) :] - self.mean[None]) / self.std[None]),
         )
         return jnp.stack([mean_distance(among, x, LEARNED_NEIGHBOURS) for among, x in spaces])
-
-
-class Evidence(Scorer):
-    """Distances as evidence: minus the logarithm of the share of normal rows that lie as far out or farther; here a row *is* its distances.
-
-    Between the knots the logarithm is interpolated; beyond the last it grows with the logarithm of the distance, without end.
-    """
-
-    knots: Float[Array | np.ndarray, "..."]
-    """[distances, knots], increasing: those of normal rows, close together where they are rare."""
-    evidence: Float[Array | np.ndarray, "..."]
-    scale: Float[Array | np.ndarray, "..."]
-    """Of what lies beyond the last knot."""
-
-    @classmethod
-    def fit(cls, distances: list[np.ndarray]) -> "Evidence":
-        """Of distances of normal rows that were measured as new ones are, one array for each kind."""
-        knots, evidence = np.zeros((2, len(distances), KNOTS))
-        scale = np.ones(len(distances))
-        for number, of in enumerate(distances):
-            known = np.sort(of)
-            count = len(known)
-            places = np.clip(np.round(count - np.geomspace(count, 1, KNOTS)), 0, count - 1).astype(int)
-            knots[number] = known[places].astype(np.float32)
-            # Of equal distances half count as farther out.
-            at_least, more = (count - np.searchsorted(known, known[places], side) for side in ("left", "right"))
-            evidence[number] = -np.log(((at_least + more) / 2 + 1) / (count + 1))
-            scale[number] = views.centre_and_scale(known, 0.97)[1]
-        return cls(*(part.astype(np.float32) for part in (knots, evidence, scale)))
-
-    def __call__(self, rows: Float[Array, "batch distances"]) -> Float[Array, "distances batch"]:
-        """About 1 on average for normal rows, 3 for one in twenty, and more for rarer ones."""
-        inside = jax.vmap(jnp.interp)(rows.T, self.knots, self.evidence)
-        beyond = jnp.maximum(rows.T - self.knots[:, -1:], 0.0) / self.scale[:, None]
-        return inside + jnp.log1p(beyond)
-
-    def take(self, which) -> "Evidence":
-        """Of some of the distances."""
-        return Evidence(self.knots[which], self.evidence[which], self.scale[which])
 
 
 class CombinedViews(Scorer):
@@ -208,17 +163,6 @@ def _cut(rows) -> Any:
     return rows.__array_namespace__().clip(rows, -views.FARTHEST, views.FARTHEST)
 
 
-def combine(z: Float[Array, "views batch"], weights: Float[Array | np.ndarray, " views"]) -> Float[Array, " batch"]:
-    """The weighted sum of the evidence: Fisher's combination of p-values. What looks very usual to one view speaks for a row."""
-    return jnp.asarray(weights) @ z
-
-
-def view_weights(columns: int) -> np.ndarray:
-    """How much the evidence of each view counts in a table of so many columns: learned over data sets by ``experiments.combine``."""
-    exponent = np.array(WEIGHTS["intercept"]) + np.array(WEIGHTS["slope"]) * np.log(columns / 8)
-    return np.logaddexp(0, exponent).astype(np.float32)
-
-
 class ConsensusDetector(Estimator):
     """Nothing to choose, no label, the same settings for every table: what to use when in doubt.
 
@@ -240,6 +184,8 @@ class ConsensusDetector(Estimator):
 
     Args:
         num_networks: size of the ensemble, trained at once by one ``vmap`` on different splits; 0: the closed-form views alone.
+        contamination: share of anomalies among the training rows, where it is known, in [0, 0.5): so many rows that belong least are
+            left out. None: what is plainly apart is left out, a fifth at most (``jaxad.detectors.trimming``). 0: nothing is, nor judged.
         num_steps: most steps of each network; None: 600.
         max_seconds: training stops at the first look at the held-out loss after this; None: never. A limit that strikes makes
             the result depend on the machine's speed.
@@ -253,6 +199,9 @@ class ConsensusDetector(Estimator):
         scorer_: a ``Consensus``: ``views``, ``learned`` (one a network), ``combined``: the ``Evidence`` of nine views, then two of each
             network, and the weights.
         validation_losses_: held-out loss of every network, one value per 200 steps.
+        training_scores_: of every training row, by small samples of the other ones: ``[rows]``, larger = more normal. They rank the rows of
+            a table in which nobody knows which are normal; other numbers than ``score_samples``. None where ``contamination`` is 0.
+        left_out_: the training rows that were left out, by their place in ``X``.
 
     Raises:
         ValueError: from ``fit`` and ``score_samples`` for bad data: see ``check_training_data``.
@@ -265,6 +214,7 @@ class ConsensusDetector(Estimator):
     """
 
     num_networks: int = 2
+    contamination: float | None = None
     num_steps: int | None = None
     max_seconds: float | None = None
     mesh: Any = None
@@ -276,10 +226,18 @@ class ConsensusDetector(Estimator):
     def _learn(self, X):
         if self.num_networks < 0 or (self.num_steps is not None and self.num_steps < 1):
             raise ValueError(f"need num_networks >= 0 and num_steps >= 1, got {self.num_networks=}, {self.num_steps=}")
+        if self.contamination is not None and not 0 <= self.contamination < 0.5:
+            raise ValueError(
+                f"contamination is a share of the training rows, at least 0 and below 0.5, or None, got {self.contamination}"
+            )
         rng = check_random_state(self.random_state)
         standardiser = self._scale_of(X)
         # In random order: what is cut to so many rows below must not be the first of a file sorted by time or kind.
-        X = X[rng.permutation(len(X))]
+        order = rng.permutation(len(X))
+        belongs = self._judge(standardiser, X, order)
+        X = X[order[belongs]]
+        if not belongs.all():
+            standardiser = self._scale_of(X)
         standard = standardiser(X)
         rows = _cut(standard)
         folds = _folds(rows, rng)
@@ -331,6 +289,18 @@ class ConsensusDetector(Estimator):
         check_is_fitted(self)
         z = self._scored(X, apply, Partial(_rows_of_z, self.scorer_)).T
         return dict(zip((*views.NAMES, "features", "norms"), z, strict=False))
+
+    def _judge(self, standardiser, X, order) -> np.ndarray:
+        """Which rows of ``X[order]`` are kept."""
+        if self.contamination == 0:
+            self.training_scores_, self.left_out_ = None, np.zeros(0, int)
+            return np.ones(len(X), bool)
+        scores = trimming.judge(standardiser(X[order]), np.random.default_rng(0))
+        belongs = trimming.belongs(scores, self.contamination)
+        self.training_scores_ = np.empty(len(X))
+        self.training_scores_[order] = -scores
+        self.left_out_ = np.sort(order[~belongs])
+        return belongs
 
     def _copies(self, standard, kept, whole, measured) -> np.ndarray:
         """Distances of those measured rows that have an equal one among ``kept``, by views that have seen it."""

@@ -16,7 +16,7 @@ from jaxad.data import PictureFiles, image_batches
 from jaxad.denoisers import DiT, UNet
 from jaxad.denoising import Denoise, make_denoiser
 from jaxad.detectors import appearance, views
-from jaxad.detectors.consensus import Consensus, ConsensusDetector, Evidence
+from jaxad.detectors.consensus import Consensus, ConsensusDetector
 from jaxad.detectors.estimator import (
     Estimator,
     Learned,
@@ -27,6 +27,7 @@ from jaxad.detectors.estimator import (
     on_device,
     share,
 )
+from jaxad.detectors.evidence import Evidence
 from jaxad.detectors.fitting import Stream, check_memory, hold_out, train
 from jaxad.detectors.scorer import Scorer, static
 from jaxad.generation import synthesis
@@ -330,7 +331,9 @@ class ImageDetector(Estimator):
             tables = {}
             for name, look in seen.items():
                 part = None if run is None else run.part(name)
-                table = PictureTable(num_networks=1, num_steps=1000, run_dir=part, random_state=int(seeds[0])).fit(look)
+                # Nothing is left out: the looks are measured on the same pictures.
+                settings = {"contamination": 0.0, "random_state": int(seeds[0])}
+                table = PictureTable(num_networks=1, num_steps=1000, run_dir=part, **settings).fit(look)
                 mean, spread, _ = table.standardiser_
                 tables[name] = Look(mean.astype(np.float32), spread.astype(np.float32), table.scorer_)
             if self.maps:

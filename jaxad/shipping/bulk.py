@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +50,13 @@ def judged(detector: Any, normality, alpha: float | None, fdr: float | None) -> 
     if fdr is not None:
         return p, benjamini_hochberg(p, fdr)
     return p, normality < last.offset_ if alpha is None else p <= alpha
+
+
+def write_scores(out: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """A small table of scores, whole or not at all, in the format that the ending of ``out`` means."""
+    whole = unfinished(out)
+    whole.write_bytes(_lines([header, *rows]))
+    in_format_of(whole, out)
 
 
 def in_format_of(whole: Path, out: Path) -> None:

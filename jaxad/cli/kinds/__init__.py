@@ -54,6 +54,10 @@ class Kind(Protocol):
         """``(rows to learn from, what to remember of reading them, key among it, how many in words)``; ``say`` prints a sentence."""
         ...
 
+    def tell(self, fitted: Any, data: Path, options: Any, say: Any) -> None:
+        """What the fit has found out about what it learned from."""
+        ...
+
     def score(self, asked: "Asked", options: Any) -> None:
         """Write the csv file, and what else the options ask for."""
         ...

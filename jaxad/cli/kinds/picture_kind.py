@@ -1,6 +1,5 @@
 """Pictures on the command line: folders of them, plain or in the layout of MVTec AD."""
 
-import csv
 import math
 import time
 from dataclasses import dataclass
@@ -136,6 +135,9 @@ class Pictures:
         kept = {**reading, "size": [height, width], "channels": channels if channels in (1, 3) else None}
         return rows, {self.key: kept}, f"{len(rows)} pictures"
 
+    def tell(self, fitted: Any, data: Path, options: Any, say: Any) -> None:
+        """Nothing."""
+
     def score(self, asked: Any, options: Any) -> None:
         """In pieces, so that a folder may be of any length; as a whole for maps, a page or measurements. A bundle makes no page."""
         from jaxad.data import PictureFiles
@@ -211,7 +213,7 @@ def _score_whole(asked: Any, reading: dict[str, Any], options: Any, tells_where:
     from jaxad.data.folders import passed_over
     from jaxad.reports.picture_page import measured, write_image_report
     from jaxad.runtime.files import put, unfinished
-    from jaxad.shipping.bulk import judged
+    from jaxad.shipping.bulk import HEADER, judged, write_scores
 
     detector, folder, console = asked.loaded.detector, asked.data, plain_console()
     read: Any = read_mvtec if (folder / "test").is_dir() else read_folder
@@ -226,7 +228,8 @@ def _score_whole(asked: Any, reading: dict[str, Any], options: Any, tells_where:
         normality, where = detector.score_samples(pictures.x), detector.where(pictures.x)
     seconds = time.perf_counter() - started
     p, flagged = judged(detector, normality, asked.alpha, asked.fdr)
-    _write_scores(asked.out, pictures.files, normality, p, flagged)
+    columns = ((-normality).tolist(), p.round(6).tolist(), flagged.astype(int).tolist())
+    write_scores(asked.out, ("file", *HEADER[1:]), zip(pictures.files, *columns, strict=True))
     console.print(
         f"{len(normality)} pictures scored in {seconds:.1f} s, {flagged.sum()} flagged; written to {asked.out}"
     )
@@ -245,16 +248,3 @@ def _score_whole(asked: Any, reading: dict[str, Any], options: Any, tells_where:
     if options.page is not None:
         write_image_report(detector, pictures, options.page, title=folder.resolve().name)
         console.print(f"page written to {options.page}")
-
-
-def _write_scores(out: Path, names: Any, normality, p, flagged) -> None:
-    from jaxad.runtime.files import unfinished
-    from jaxad.shipping.bulk import in_format_of
-
-    whole = unfinished(out)
-    with whole.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "anomaly_score", "p_value", "flagged"])
-        columns = ((-normality).tolist(), p.round(6).tolist(), flagged.astype(int).tolist())
-        writer.writerows(zip(names, *columns, strict=True))
-    in_format_of(whole, out)

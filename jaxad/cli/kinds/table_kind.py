@@ -28,6 +28,12 @@ class Fitting(Scoring):
 
     drop: tuple[str, ...] = ()
     """Tables: columns of a csv or parquet file to leave out; jaxad score leaves them out as well."""
+    contamination: float | None = None
+    """Tables: share of anomalies among the rows to learn from, where it is known: so many that belong least are left out. Default: what is
+    plainly apart is. 0: nothing."""
+    training_scores: Path | None = None
+    """Tables: file for a score of every row that was learned from, by views that have not seen it, .csv, .parquet or .jsonl: for a table in
+    which nobody knows what is normal."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,21 @@ class Tables:
         return saveable(ROWS | elsewhere())
 
     def settings(self, options: Any, given: set[str]) -> dict[str, Any]:
-        """No option is one."""
-        return {}
+        """One of them."""
+        return {"contamination": options.contamination} if options.contamination is not None else {}
 
     def limits(self, options: Any, has: Any, resumes: bool, say: Any) -> dict[str, Any]:
-        """None."""
+        """None; but what is to be written can be."""
+        if (out := options.training_scores) is not None:
+            from jaxad.cli.terminal import check_file
+            from jaxad.runtime.files import check_format
+
+            check_file(out)
+            check_format(out)
+            if "contamination" not in has:
+                raise ValueError("--training-scores: the recommended detector alone judges the rows it learns from")
+            if options.contamination == 0:
+                raise ValueError("--training-scores: with --contamination 0 no row is judged, leave one of them out")
         return {}
 
     def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
@@ -69,6 +85,10 @@ class Tables:
         from jaxad.data import DataError, read_table, table_columns
         from jaxad.data.doubts import doubts
 
+        if (out := options.training_scores) is not None and out.exists() and out.samefile(data):
+            raise ValueError(
+                f"--training-scores {out} is the file to learn from, which it would replace: choose another name"
+            )
         if unknown := sorted(set(options.drop) - set((table_columns(data) or ()) if options.drop else ())):
             raise DataError(f"--drop: {data} has no column {unknown[0]!r}")
         how = {"label_column": options.label_column, "drop": options.drop, "id_column": options.id_column}
@@ -83,6 +103,32 @@ class Tables:
             say(f"warning: {doubt}" + (" with --drop" if doubt.endswith("leave it out") else ""))
         kept = {"columns": table.columns, "dropped": options.drop, "id_column": options.id_column}
         return rows, kept, f"{len(rows)} rows of {rows.shape[1]} features"
+
+    def tell(self, fitted: Any, data: Path, options: Any, say: Any) -> None:
+        """Which rows were left out, and a score of each."""
+        left_out, scores = (getattr(fitted, name, None) for name in ("left_out_", "training_scores_"))
+        if left_out is None or scores is None or not (len(left_out) or options.training_scores):
+            return
+        from jaxad.data import read_table
+        from jaxad.runtime.distributed import is_main
+        from jaxad.shipping.bulk import HEADER, write_scores
+
+        table = read_table(data, label_column=options.label_column, drop=options.drop, id_column=options.id_column)
+        names = np.arange(len(table.x)) if table.ids is None else table.ids
+        names = names if table.y is None else names[table.y == 0]
+        if len(left_out):
+            worst = left_out[np.argsort(scores[left_out])]
+            first = ", ".join(map(str, names[worst[:10]].tolist())) + (", ..." if len(worst) > 10 else "")
+            say(
+                f"{len(left_out)} of {len(scores)} rows do not belong and were left out, {options.id_column or 'row'} {first}; "
+                "--training-scores FILE lists all, --contamination 0 keeps them"
+            )
+        if options.training_scores is not None and is_main():
+            apart = np.isin(np.arange(len(scores)), left_out).astype(int)
+            header = (options.id_column or HEADER[0], HEADER[1], "left_out")
+            write_scores(
+                options.training_scores, header, zip(names.tolist(), (-scores).tolist(), apart.tolist(), strict=True)
+            )
 
     def score(self, asked: Any, options: Any) -> None:
         """In pieces, so that a file may be of any length."""
