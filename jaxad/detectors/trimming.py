@@ -11,7 +11,7 @@ from jaxad.detectors import views
 from jaxad.detectors.estimator import in_batches
 from jaxad.detectors.evidence import view_weights
 
-PAIRS = 8
+PAIRS = 6
 SAMPLE = 128
 """Pairs of disjoint samples, so that every row is outside of one of each; and rows in a sample, at most half of all."""
 

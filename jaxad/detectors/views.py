@@ -203,15 +203,15 @@ def _subspaces(ranks: np.ndarray, size: int) -> Subspaces:
     rng, features = np.random.default_rng(0), ranks.shape[1]
     ranks = ranks[:size]
     which, weight = np.zeros((SUBSPACES, 3), np.int32), np.zeros((SUBSPACES, 3), np.float32)
-    centre, scale = np.zeros(SUBSPACES), np.ones(SUBSPACES)
+    alone = np.zeros((min(len(ranks), SUBSPACE_SCALE_ROWS), SUBSPACES))
     for number in range(SUBSPACES):
         chosen = rng.choice(features, min(features, 2 + number % 2), replace=False)
         which[number] = np.resize(chosen, 3)
         weight[number, : len(chosen)] = 1.0
         if len(ranks) > 1:
             own = ranks[:, chosen]
-            alone = KDTree(own).query(own[:SUBSPACE_SCALE_ROWS], 2)[0][:, 1]
-            centre[number], scale[number] = centre_and_scale(alone, 0.9)
+            alone[:, number] = KDTree(own).query(own[:SUBSPACE_SCALE_ROWS], 2)[0][:, 1]
+    centre, scale = centre_and_scale(alone, 0.9)
     rows = np.full((features, size), 1e3, np.float32)
     rows[:, : len(ranks)] = ranks.T
     return Subspaces(which, weight, rows, centre.astype(np.float32), scale.astype(np.float32))
