@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -21,12 +22,16 @@ from experiments.false_discoveries import append
 from experiments.images import read
 from jaxad import data, fit_many, training
 from jaxad.cli import exit_on_user_error, use_compilation_cache
-from jaxad.detectors import DiffusionDetector, KNNDetector
+from jaxad.detectors import ConsensusDetector, DiffusionDetector
+from jaxad.detectors.catalogue import ROWS, choose
 from jaxad.evaluation import clean
 from jaxad.metrics import auroc
 
 SHARES = (0.0, 0.01, 0.05, 0.1)
-METHODS = ("knn", "denoiser", "denoiser, trimmed")
+METHODS = (
+    *("knn", "1nn", "iforest", "denoiser", "denoiser, trimmed"),
+    *("recommended", "recommended, keeps all", "recommended, told"),
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Config:
     """Folder with adbench/; default: JAXAD_DATA_DIR, else ~/.cache/jaxad."""
     num_sets: int = 10
     seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = METHODS
     num_steps: int = 1000
     keep: float = 0.8
     out: Path = Path(__file__).parent / "results" / "contamination.jsonl"
@@ -52,6 +58,7 @@ def run(config: Config) -> list[dict]:
     for dataset in sets[: config.num_sets]:
         for seed in config.seeds:
             if (dataset.name, seed) not in done:
+                jax.clear_caches()
                 append(config.out, {"dataset": dataset.name, "seed": seed, **cell(config, dataset, seed)})
     records = read(config.out)
     show(records)
@@ -71,27 +78,43 @@ def cell(config: Config, dataset: data.Dataset, seed: int) -> dict:
         table = np.concatenate([split.train, split.test[reserved[:count]]])
         tables.append(table[rng.permutation(len(table))])
         rows[f"mixed_in_{share:g}"] = count
-    make = partial(DiffusionDetector, num_steps=config.num_steps, random_state=seed)
-    trimmed = partial(training.trimmed_loss, keep=config.keep)
-    fitted = {
-        "knn": [KNNDetector().fit(table) for table in tables],
-        "denoiser": fit_many([make() for _ in tables], tables),
-        "denoiser, trimmed": fit_many([make(loss=trimmed) for _ in tables], tables),
-    }
-    for method, detectors in fitted.items():
-        for share, detector in zip(SHARES, detectors, strict=True):
+    for method in config.methods:
+        for share, detector in zip(SHARES, fitted(method, tables, config, seed), strict=True):
             scores = -detector.score_samples(split.test[tested])
             rows[f"{method} {share:g}"] = auroc(split.labels[tested], scores)
+            if left_out := getattr(detector, "left_out_", np.zeros(0)).tolist():
+                rows[f"{method} {share:g}, left out"] = len(left_out)
     return {"num_train": len(split.train), "keep": config.keep, "num_steps": config.num_steps, **rows}
+
+
+def fitted(method: str, tables: list[np.ndarray], config: Config, seed: int) -> list:
+    """A detector for every share, fitted."""
+    if method.startswith("denoiser"):
+        loss = {"loss": partial(training.trimmed_loss, keep=config.keep)} if "trimmed" in method else {}
+        make = partial(DiffusionDetector, num_steps=config.num_steps, random_state=seed)
+        return fit_many([make(**loss) for _ in tables], tables)
+    if method.startswith("recommended"):
+        told = {"recommended": [None] * 4, "recommended, keeps all": [0.0] * 4, "recommended, told": SHARES}[method]
+        detectors: list = [ConsensusDetector(contamination=share, random_state=seed) for share in told]
+    else:
+        detectors = [choose((method,), ROWS)[method](seed) for _ in tables]
+    return [detector.fit(table) for detector, table in zip(detectors, tables, strict=True)]
 
 
 def show(records: list[dict]) -> None:
     """Means over sets and seeds, in Markdown, with the mean difference of the filter and the share of sets where it helps."""
     console = Console(width=200, highlight=False)
-    console.print("| mixed in | " + " | ".join(METHODS) + " | filter, mean difference ± standard error over sets |")
-    console.print("|---:|" + "---:|" * (len(METHODS) + 1))
+    methods = [method for method in METHODS if f"{method} 0" in records[0]]
+    filters = {"denoiser", "denoiser, trimmed"} <= set(methods)
+    console.print(
+        f"| mixed in | {' | '.join(methods)} |" + " filter, mean difference ± standard error over sets |" * filters
+    )
+    console.print("|---:|" + "---:|" * (len(methods) + filters))
     for share in SHARES:
-        means = {method: 100 * np.array([row[f"{method} {share:g}"] for row in records]) for method in METHODS}
+        means = {method: 100 * np.array([row[f"{method} {share:g}"] for row in records]) for method in methods}
+        if not filters:
+            console.print(f"| {share:.0%} | {' | '.join(f'{values.mean():.2f}' for values in means.values())} |")
+            continue
         names = np.array([row["dataset"] for row in records])
         difference = means["denoiser, trimmed"] - means["denoiser"]
         per_set = np.array([difference[names == name].mean() for name in dict.fromkeys(names)])

@@ -10,9 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import adbench, combine, false_discoveries, families, holdout, recipe, table1
+from experiments import (
+    adbench,
+    combine,
+    contamination,
+    false_discoveries,
+    families,
+    holdout,
+    recipe,
+    table1,
+    unsupervised,
+)
 from jaxad import DiffusionDetector, data
 from jaxad.denoisers import MLP
+from jaxad.data import Dataset
 from jaxad.detectors import evidence
 from jaxad.detectors.catalogue import DETECTORS
 
@@ -296,3 +307,29 @@ def test_a_script_asks_one_question_and_stands_in_the_table(path):
     assert question[1].endswith("?")
     assert f"python -m experiments.{path.stem}" in text
     assert f"experiments.{path.stem}" in (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------------------------- rows that nobody vouches for
+
+
+def apart(rows=80, odd=12):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(rows, 3)), rng.normal(size=(odd, 3)) * 6])
+    return Dataset("toy", x, np.repeat([0, 1], [rows, odd]), source="toy")
+
+
+def test_contamination_measures_the_same_rows_at_every_share():
+    config = contamination.Config(methods=("knn", "recommended", "recommended, told"))
+    found = contamination.cell(config, apart(), 0)
+    assert [found[f"mixed_in_{share:g}"] for share in contamination.SHARES] == [0, 0, 2, 4]
+    assert found["recommended, told 0.1, left out"] == 4
+    assert found["knn 0"] >= found["knn 0.1"] > 0.5
+    assert found["recommended, told 0.1"] > 0.8
+
+
+def test_rows_are_ranked_without_labels():
+    dataset = apart()
+    found = unsupervised.cell(dataset.x, dataset.y, 0)
+    assert set(found["auroc"]) == set(unsupervised.METHODS)
+    assert found["auroc"]["recommended"] > 85
+    assert (found["rows"], found["anomalies"]) == (92, 12)
