@@ -184,8 +184,9 @@ class ConsensusDetector(Estimator):
 
     Args:
         num_networks: size of the ensemble, trained at once by one ``vmap`` on different splits; 0: the closed-form views alone.
-        contamination: share of anomalies among the training rows, where it is known, in [0, 0.5): so many rows that belong least are
-            left out. None: what is plainly apart is left out, a fifth at most (``jaxad.detectors.trimming``). 0: nothing is, nor judged.
+        contamination: share of anomalies among the training rows, where it is known, in [0, 0.5): twice as many rows are left out, those
+            that belong least. None: what is plainly apart is left out, a fifth at most. 0: nothing is, nor judged
+            (``jaxad.detectors.trimming``).
         num_steps: most steps of each network; None: 600.
         max_seconds: training stops at the first look at the held-out loss after this; None: never. A limit that strikes makes
             the result depend on the machine's speed.

@@ -16,9 +16,10 @@ SAMPLE = 128
 """Pairs of disjoint samples, so that every row is outside of one of each; and rows in a sample, at most half of all."""
 
 FARTHEST = 20.0
-APART = 12.5
+APART = 20.0
 """A distance counts as so many times farther above the median than the upper quartile lies, 20 at most; and a row is plainly apart whose
-weighted sum lies 12.5 times as far above the median sum as the upper quartile. Of the choosing sets' clean rows six in a thousand are."""
+weighted sum lies 20 times as far above the median sum as the upper quartile. Clean choosing sets pay .06 points of AUROC for it: less
+leaves out more that is rare and normal, and new rows like it would be called anomalous."""
 
 MOST_LEFT_OUT = 0.2
 FEWEST_ROWS = 20
@@ -45,7 +46,8 @@ def judge(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def belongs(scores: np.ndarray, contamination: float | None = None) -> np.ndarray:
     """Which rows to keep, bool ``[rows]``, by what ``judge`` says of them.
 
-    Without a known share of anomalies among them, ``contamination``, all but what is plainly apart.
+    Without a known share of anomalies among them, ``contamination``, all but what is plainly apart. Of a known share twice as many are left
+    out, half of all at most: an anomaly that stays costs more than a normal row that goes.
     """
     if contamination is None:
         if len(scores) < FEWEST_ROWS:
@@ -54,5 +56,5 @@ def belongs(scores: np.ndarray, contamination: float | None = None) -> np.ndarra
         limit = median + APART * (quartile - median)
         return scores <= max(limit, np.quantile(scores, 1 - MOST_LEFT_OUT))
     kept = np.ones(len(scores), bool)
-    kept[np.argsort(-scores, kind="stable")[: round(contamination * len(scores))]] = False
+    kept[np.argsort(-scores, kind="stable")[: round(min(2 * contamination, 0.5) * len(scores))]] = False
     return kept

@@ -29,8 +29,8 @@ class Fitting(Scoring):
     drop: tuple[str, ...] = ()
     """Tables: columns of a csv or parquet file to leave out; jaxad score leaves them out as well."""
     contamination: float | None = None
-    """Tables: share of anomalies among the rows to learn from, where it is known: so many that belong least are left out. Default: what is
-    plainly apart is. 0: nothing."""
+    """Tables: share of anomalies among the rows to learn from, where it is known: twice as many are left out, those that belong least.
+    Default: what is plainly apart is. 0: nothing."""
     training_scores: Path | None = None
     """Tables: file for a score of every row that was learned from, by views that have not seen it, .csv, .parquet or .jsonl: for a table in
     which nobody knows what is normal."""
