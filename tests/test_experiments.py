@@ -22,8 +22,8 @@ from experiments import (
     unsupervised,
 )
 from jaxad import DiffusionDetector, data
-from jaxad.denoisers import MLP
 from jaxad.data import Dataset
+from jaxad.denoisers import MLP
 from jaxad.detectors import evidence
 from jaxad.detectors.catalogue import DETECTORS
 
