@@ -157,7 +157,7 @@ def test_dataset_columns():
 
 
 def test_path_errors(tmp_path):
-    with pytest.raises(DataError, match=r"ending in \.array_record, \.csv, \.npy, \.npz, \.parquet, got '\.xlsx'"):
+    with pytest.raises(DataError, match=r"ending in \.csv, \.tsv, .*, \.array_record, got '\.xlsx'"):
         read_table(tmp_path / "a.xlsx")
     with pytest.raises(DataError, match="no suffix"):
         read_table(tmp_path / "a")
@@ -195,15 +195,13 @@ def test_empty_and_foreign_files(tmp_path, suffix):
         ),
         ("a,b\n1,2\n-inf,1\n", r"found -inf in row 1 .*column 'a'"),
         ("a,b\n1,2\n1e999,1\n", r"found inf in row 1"),
-        ("1.5,2\n3,4\n5,6\n", r"column names in the first line, got the numbers 1\.5,2"),
-        (",a\n0,2\n1,4\n", r"column 0 .*has none.*index=False"),
+        (",a\n0.5,2\n1,4\n", r"column 0 .*has none.*index=False"),
         ("a,b,a\n1,2,3\n", r"'a' occurs 2 times"),
-        ("a;b\n1;2\n", r"separated by commas"),
         ("a,b\n1,2,3\n4,5,6\n", r"expected 2 values in every line, .* got 3 in line 2"),
         ("a,b\n1,2\n4,5,6\n", r"got 3 in line 3"),
         ('a,b\n1,"2\n3,4\n', r"EOF inside string"),
-        (b"a,b\n1,\xff\n", r"UTF-8"),
-        (b"\xfe\xff\x00a\x00\n\x001", r"UTF-8"),
+        (b"a,b\n1,\xff\n", r"column 'b', found '\xff' in line 2"),
+        (b"a,b\n1,\x00\xff\n", r"text"),
         (f"a,b\n1,{'9' * 5000}\n", r"found inf|expected numbers|cannot be read"),
         (f'a,b\n1,"{"x" * 200_000}"\n', r"column 'b'|field larger"),
     ],
@@ -225,7 +223,7 @@ def test_bad_label_columns(tmp_path):
         read_table(write(tmp_path / "d.csv", "load,broken\n1,ok\n2,ko\n"), label_column="broken")
     with pytest.raises(DataError, match="at least one column of features"):
         read_table(write(tmp_path / "e.csv", "broken\n1\n0\n"), label_column="broken")
-    with pytest.raises(DataError, match="names a CSV or Parquet column"):
+    with pytest.raises(DataError, match="names a column"):
         read_table(npz(tmp_path / "a.npz", X=X), label_column="y")
 
 

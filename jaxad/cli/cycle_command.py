@@ -39,7 +39,7 @@ def cycle(
     if anomalies is not None:
         check_rows(anomalies)
     check_file(report)
-    from jaxad.data import read_table
+    from jaxad.data import dialect_of, read_table
     from jaxad.detectors.catalogue import choose
     from jaxad.detectors.persistence import check_writable, save_detector
     from jaxad.reports.cycle_page import write_cycle_report
@@ -47,7 +47,8 @@ def cycle(
 
     console = plain_console()
     check_writable(out)
-    table = read_table(data, label_column=label_column)
+    dialect = dialect_of(data)
+    table = read_table(data, label_column=label_column, dialect=dialect)
     labels = np.zeros(len(table.x), int) if table.y is None else table.y
     rows, known = table.x[labels == 0], [table.x[labels == 1]]
     if anomalies is not None:
@@ -65,7 +66,8 @@ def cycle(
             f"; {name.replace('_', ' ')} {done[name]:+.4f}" for name in ("kind_gain", "known_gain") if name in done
         )
         console.print(f"round {number}, strength {done['strength']:.2f}: kept {kept}{judged}")
-    save_detector(detector, out, extra={"columns": table.columns, "detector": "cycle", "seed": seed, "rows": len(rows)})
+    extra = {"columns": table.columns, "dialect": None if dialect is None else dialect._asdict()}
+    save_detector(detector, out, extra=extra | {"detector": "cycle", "seed": seed, "rows": len(rows)})
     written = write_cycle_report(detector, report or out / "report.html", title=f"Cycle on {data.name}")
     console.print(
         f"{detector.reason_}\npage written to {written}\n{len(rows)} normal rows, {len(few)} known anomalies, "

@@ -7,7 +7,7 @@ from jaxad.data.folders import read_defects, read_folder, read_mvtec
 from jaxad.data.images import ImageDataset, read_image
 from jaxad.data.pipeline import ImageBatches, PictureFiles, image_batches
 from jaxad.data.suites import MNIST_C, magnetic_tile, mnist_c, one_vs_rest
-from jaxad.data.table_files import read_table, table_blocks, table_columns
+from jaxad.data.table_files import dialect_of, read_table, table_blocks, table_columns
 from jaxad.data.tiles import TileGrid, stitch, tiles
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "breast_cancer",
     "builtin",
     "content_digest",
+    "dialect_of",
     "did_you_mean",
     "digits",
     "image_batches",

@@ -1,4 +1,4 @@
-"""A user's own table, ``.npz``, ``.npy``, ``.csv``, ``.parquet`` or ``.array_record``, read or refused with a reason."""
+"""A user's own table, text in whatever dialect, Parquet, Feather, JSON lines or arrays, read or refused with a reason."""
 
 import csv
 import itertools
@@ -16,11 +16,16 @@ import numpy as np
 
 from jaxad.data.arrays import MAX_BYTES, damage_named, npz_pieces, read_npy, read_npy_rows, read_npz, read_record
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
+from jaxad.data.dialect import PACKED, SEPARATORS, Dialect, found, opened, text_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".array_record", ".csv", ".npy", ".npz", ".parquet")
+TEXT = (".csv", ".tsv", ".txt", ".tab")
+"""Rows of text, packed or not (``dialect.PACKED``)."""
+
+SUFFIXES = (*TEXT, ".parquet", ".feather", ".jsonl", ".npy", ".npz", ".array_record")
+PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
 NAMELESS = (".array_record", ".npy", ".npz")
 """Those whose columns have no names."""
 
@@ -31,6 +36,7 @@ def read_table(
     label_column: str | None = None,
     drop: Sequence[str] = (),
     id_column: str | None = None,
+    dialect: Dialect | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Dataset:
     """Read one table of finite numbers, ``[rows, features]``, named after the file.
@@ -38,11 +44,14 @@ def read_table(
     - ``.npz``: features under ``X`` or ``x``, labels (0 normal, 1 anomalous) under ``y`` if known; other keys are left
     alone.
     - ``.npy``: features only.
-    - ``.csv``: comma separated, the first line names the columns.
-    - ``.parquet``: needs pyarrow (``pip install 'jaxad[data]'``).
+    - ``.csv``, ``.tsv``, ``.txt``, ``.tab``, also packed (``.gz``, ``.bz2``, ``.xz``, ``.zip``): separated by commas, semicolons, tabs or
+    bars, with decimal points or commas, with or without a line of names, in UTF-8, UTF-16 or Windows-1252: found out from the first lines
+    (``dialect.found``), or told by ``dialect``.
+    - ``.parquet``, ``.feather``: need pyarrow (``pip install 'jaxad[data]'``).
+    - ``.jsonl``: an object a line, packed or not.
     - ``.array_record``: needs array_record, which comes with Grain; each record is one row, the bytes of a ``.npy`` array ``[features]``.
 
-    In a CSV or Parquet file every column is a feature except the one named by ``label_column``. Nothing is guessed: a
+    In a file whose columns have names every column is a feature except the one named by ``label_column``. Nothing is guessed: a
     column that happens to be called ``label``, ``y`` or ``outlier`` is a feature too unless it is named here, and a
     detector fitted with it has seen the answer. Columns named in ``drop`` are left out, if they are there; ``id_column`` is
     kept as ``ids``, and both may hold text.
@@ -62,7 +71,7 @@ def read_table(
     """
     path = Path(os.path.expanduser(path))
     _check_file(path, max_bytes)
-    suffix = path.suffix.lower()
+    suffix = kind_of(path)
     ids = None
     if suffix in NAMELESS:
         _refuse_names(path, label_column, drop, id_column)
@@ -74,8 +83,11 @@ def read_table(
             x, y = read_npz(path, max_bytes=max_bytes)
         columns = None
     else:
-        frame = _read_csv(path) if suffix == ".csv" else _read_parquet(path, max_bytes)
-        x, y, columns, ids = _split_frame(frame, path, label_column, drop, id_column)
+        if suffix in (*TEXT, ".jsonl"):
+            _check_unpacked(path, max_bytes)
+        dialect = (dialect or dialect_of(path)) if suffix in TEXT else None
+        frame = _whole(path, suffix, dialect, max_bytes)
+        x, y, columns, ids = _split_frame(frame, path, label_column, drop, id_column, dialect)
     dataset = Dataset(path.stem, x, y, source=path.name, columns=columns, ids=ids)
     refuse_non_finite(dataset.x, str(path), columns=columns)
     return dataset
@@ -87,6 +99,7 @@ def table_blocks(
     label_column: str | None = None,
     drop: Sequence[str] = (),
     id_column: str | None = None,
+    dialect: Dialect | None = None,
     rows: int = 65_536,
     start: int = 0,
     max_bytes: int = MAX_BYTES,
@@ -105,7 +118,7 @@ def table_blocks(
     path = Path(os.path.expanduser(path))
     if rows < 1 or start < 0:
         raise DataError(f"expected at least one row in a piece and a first row from 0 on, got {rows=}, {start=}")
-    suffix = path.suffix.lower()
+    suffix = kind_of(path)
     _check_file(path, sys.maxsize)
     if suffix in NAMELESS:
         _refuse_names(path, label_column, drop, id_column)
@@ -116,8 +129,9 @@ def table_blocks(
         read = _npy_pieces if suffix == ".npy" else _record_pieces
         pieces = ((x, None, None, None) for x in read(path, rows, start, max_bytes))
     else:
-        frames = _frame_pieces(path, rows, start, max_bytes)
-        pieces = (_split_frame(frame, path, label_column, drop, id_column) for frame in frames)
+        dialect = (dialect or dialect_of(path)) if suffix in TEXT else None
+        frames = _frame_pieces(path, suffix, dialect, rows, start, max_bytes)
+        pieces = (_split_frame(frame, path, label_column, drop, id_column, dialect) for frame in frames)
     first = start
     for x, y, columns, ids in pieces:
         dataset = Dataset(path.stem, x, y, source=path.name, columns=columns, ids=ids)
@@ -126,18 +140,36 @@ def table_blocks(
         first += len(dataset.x)
 
 
-def table_columns(path: str | os.PathLike) -> tuple[str, ...] | None:
+def kind_of(path: Path) -> str:
+    """The ending that says what a file is: of ``rows.csv.gz`` it is ``.csv``."""
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return inner if suffix in PACKED and inner in (*TEXT, ".jsonl") else suffix
+
+
+def dialect_of(path: str | os.PathLike) -> Dialect | None:
+    """How a text file of rows is written, found out from its first lines; None for a file of another kind."""
+    path = Path(os.path.expanduser(path))
+    _check_file(path, sys.maxsize)
+    if kind_of(path) not in TEXT:
+        return None
+    with damage_named(path, "text"):
+        return found(path)
+
+
+def table_columns(path: str | os.PathLike, dialect: Dialect | None = None) -> tuple[str, ...] | None:
     """The names of all columns, unless it is a file whose columns have none."""
     path = Path(os.path.expanduser(path))
     _check_file(path, sys.maxsize)
-    if path.suffix.lower() in NAMELESS:
+    suffix = kind_of(path)
+    if suffix in NAMELESS:
         return None
-    if path.suffix.lower() == ".csv":
-        with damage_named(path, "comma-separated text in UTF-8"):
-            return tuple(_column_names(path))
-    parquet = _parquet(path)
-    with damage_named(path, "a Parquet file"), parquet.ParquetFile(path) as file:
-        return tuple(file.schema_arrow.names)
+    if suffix in TEXT:
+        dialect = dialect or dialect_of(path) or Dialect()
+        with damage_named(path, "text"):
+            return tuple(name for name in _column_names(path, dialect) if name)
+    frame = next(_pieces_of(path, suffix, None, 1, sys.maxsize), None)
+    return () if frame is None else tuple(map(str, frame.columns))
 
 
 def _npy_pieces(path: Path, rows: int, start: int, max_bytes: int) -> Iterator[np.ndarray]:
@@ -176,18 +208,73 @@ def _record_pieces(path: Path, rows: int, start: int, max_bytes: int) -> Iterato
             reader.close()
 
 
-def _frame_pieces(path: Path, rows: int, start: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
+def _frame_pieces(
+    path: Path, suffix: str, dialect: Dialect | None, rows: int, start: int, max_bytes: int
+) -> "Iterator[pd.DataFrame]":
     passed = 0  # lines cannot be skipped unread: a row may span several, and lines may be blank
-    for frame in (_csv_pieces if path.suffix.lower() == ".csv" else _parquet_pieces)(path, rows, max_bytes):
+    for frame in _pieces_of(path, suffix, dialect, rows, max_bytes):
         skip, passed = max(start - passed, 0), passed + len(frame)
         if skip < len(frame):
             yield frame.iloc[skip:]
 
 
-def _csv_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
-    with damage_named(path, "comma-separated text in UTF-8"):
-        names = _column_names(path)
-        yield from (frame.set_axis(names, axis="columns") for frame in _parsed(path, chunksize=rows))
+def _pieces_of(path: Path, suffix: str, dialect: Dialect | None, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
+    if suffix == ".parquet":
+        yield from _parquet_pieces(path, rows, max_bytes)
+    elif suffix == ".feather":
+        yield from _feather_pieces(path, rows, max_bytes)
+    elif suffix == ".jsonl":
+        yield from _jsonl_pieces(path, rows)
+    else:
+        dialect = dialect or Dialect()
+        with damage_named(path, "text"):
+            names = _column_names(path, dialect)
+            for frame in _parsed(path, dialect, chunksize=rows):
+                yield frame.set_axis(names, axis="columns")
+
+
+def _whole(path: Path, suffix: str, dialect: Dialect | None, max_bytes: int) -> "pd.DataFrame":
+    if suffix == ".parquet":
+        return _read_parquet(path, max_bytes)
+    if suffix in TEXT:
+        dialect = dialect or Dialect()
+        with damage_named(path, "text"):
+            names = _column_names(path, dialect)
+            return next(_parsed(path, dialect)).set_axis(names, axis="columns")
+    import pandas as pd
+
+    pieces = list(_pieces_of(path, suffix, dialect, 2**20, max_bytes))
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame()
+
+
+def _jsonl_pieces(path: Path, rows: int) -> "Iterator[pd.DataFrame]":
+    import pandas as pd
+
+    with damage_named(path, "JSON, an object a line"), opened(path) as file:
+        reader = pd.read_json(file, lines=True, chunksize=rows, dtype=False, precise_float=True)
+        columns: list[str] | None = None
+        for frame in reader:
+            names = [str(name) for name in frame.columns]
+            if columns is not None and set(names) - set(columns):
+                raise DataError(
+                    f"{path}: expected the fields {', '.join(columns)} in every line, got {sorted(set(names) - set(columns))[0]!r} too"
+                )
+            columns = columns or names
+            yield frame.reindex(columns=columns)
+
+
+def _feather_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
+    _parquet(path)  # says what is missing
+    import pyarrow as pa
+
+    with damage_named(path, "a Feather file"), pa.memory_map(str(path)) as source:
+        file = pa.ipc.open_file(source)
+        for number in range(file.num_record_batches):
+            batch = file.get_batch(number)
+            if batch.nbytes > max_bytes:
+                raise DataError(f"{path}: expected at most {max_bytes} bytes in a piece, got {batch.nbytes}")
+            for first in range(0, batch.num_rows, rows):
+                yield batch.slice(first, rows).to_pandas()
 
 
 def _parquet_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
@@ -201,8 +288,26 @@ def _parquet_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataF
             yield batch.to_pandas()
 
 
+def _check_unpacked(path: Path, max_bytes: int) -> None:
+    """Raise a DataError if a packed file is larger than that once unpacked."""
+    if path.suffix.lower() not in PACKED:
+        return
+    with damage_named(path, f"a {path.suffix.lower()} file"), opened(path) as file:
+        size = 0
+        while piece := file.read(2**20):
+            size += len(piece)
+            if size > max_bytes:
+                raise DataError(
+                    f"{path}: expected at most {max_bytes} bytes unpacked, got more; raise max_bytes if the file is to be trusted"
+                )
+
+
 def _check_file(path: Path, max_bytes: int) -> None:
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() in PICKLES:
+        raise DataError(
+            f"{path}: a pickle is not opened, since it can run any code; save the table as .csv, .parquet (DataFrame.to_parquet) or .npy"
+        )
+    if kind_of(path) not in SUFFIXES:
         raise DataError(
             f"{path}: expected a file ending in {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r}; "
             "convert it first"
@@ -223,106 +328,78 @@ def _check_file(path: Path, max_bytes: int) -> None:
         )
 
 
-def _read_csv(path: Path) -> "pd.DataFrame":
-    with damage_named(path, "comma-separated text in UTF-8"):
-        names = _column_names(path)
-        return next(_parsed(path)).set_axis(names, axis="columns")
-
-
-def _parsed(path: Path, chunksize: int | None = None) -> "Iterator[pd.DataFrame]":
+def _parsed(path: Path, dialect: Dialect, chunksize: int | None = None) -> "Iterator[pd.DataFrame]":
     import pandas as pd
 
-    settings: dict[str, Any] = {
-        "encoding": "utf-8-sig",
+    settings: dict[str, Any] = dialect.pandas() | {
         "index_col": False,  # or a longer first row turns its first value into an index
         "skipinitialspace": True,
         "low_memory": False,
     }
     reader: Any = None
-    try:
-        while True:
-            with warnings.catch_warnings():  # entered anew for every piece: what happens between two is not ours
-                # Rows longer than the header: pandas would cut them and merely warn.
-                warnings.simplefilter("error", pd.errors.ParserWarning)
+    with opened(path) as file:
+        try:
+            while True:
+                with warnings.catch_warnings():  # entered anew for every piece: what happens between two is not ours
+                    # Rows longer than the header: pandas would cut them and merely warn.
+                    warnings.simplefilter("error", pd.errors.ParserWarning)
+                    if chunksize is None:
+                        frame = pd.read_csv(file, **settings)
+                    else:
+                        reader = pd.read_csv(file, chunksize=chunksize, **settings) if reader is None else reader
+                        frame = next(reader, None)
+                if frame is None:
+                    return
+                yield frame
                 if chunksize is None:
-                    frame = pd.read_csv(path, **settings)
-                else:
-                    reader = pd.read_csv(path, chunksize=chunksize, **settings) if reader is None else reader
-                    frame = next(reader, None)
-            if frame is None:
-                return
-            yield frame
-            if chunksize is None:
-                return
-    except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
-        raise DataError(_row_of_other_length(path) or f"{path}: expected comma-separated text, but {error}") from error
-    finally:
-        if reader is not None:
-            reader.close()
+                    return
+        except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
+            why = _row_of_other_length(path, dialect)
+            raise DataError(why or f"{path}: expected text in rows, but {error}") from error
+        finally:
+            if reader is not None:
+                reader.close()
 
 
-def _refuse_beginning(path: Path) -> None:
-    """A ``DataError`` that names the cause if a file does not begin as comma-separated text in UTF-8 does."""
-    with path.open("rb") as file:
-        start = file.read(2**16)
-    every_other = {start[:16:2].strip(b"\0"), start[1:16:2].strip(b"\0")}
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or (
-        len(start) > 4 and len(every_other) == 2 and b"" in every_other
-    ):
-        raise DataError(f"{path}: expected text in UTF-8, this looks like UTF-16; save it as UTF-8")
-    lines = start.split(b"\n")
-    try:
-        b"\n".join(lines[: max(len(lines) - 1, 1)]).decode("utf-8")  # the last line may be cut within a letter
-    except UnicodeDecodeError as error:
-        if min(start) < 9:  # no text at all: what reads it says so
-            return
-        number = start[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}: expected text in UTF-8, but line {number} holds the byte {start[error.start]:#x}, as in Latin-1 or Windows-1252; "
-            "save it as UTF-8"
-        ) from error
-    first = lines[0].decode("utf-8-sig").strip()
-    if first.lower().startswith("sep="):
-        raise DataError(f"{path}: expected column names in the first line, got Excel's {first!r}; remove that line")
-    second = lines[1].decode("utf-8") if len(lines) > 2 else ""
-    if first.startswith("#") and second.count(",") != first.count(","):
-        raise DataError(f"{path}: expected column names in the first line, got the comment {first[:40]!r}; remove it")
-
-
-def _row_of_other_length(path: Path) -> str | None:
+def _row_of_other_length(path: Path, dialect: Dialect) -> str | None:
     """Which row has more values than there are names, in words."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.reader(lines, skipinitialspace=True)
+        with text_of(path, dialect.encoding) as lines:
+            for _ in range(dialect.skipped):
+                lines.readline()
+            reader = csv.reader(lines, delimiter=dialect.separator, skipinitialspace=True)
             names = next(row for row in reader if row)
             for row in reader:
                 if len(row) > len(names):
+                    holds = "a comma" if dialect.separator == "," else f"the separator {dialect.separator!r}"
                     return (
-                        f"{path}: expected {len(names)} values in every line, as there are column names, got {len(row)} in line "
-                        f"{reader.line_num}; mend it (a value that holds a comma stands in quotes)"
+                        f"{path}: expected {len(names)} values in every line, as in the first one, got {len(row)} in line "
+                        f"{reader.line_num + dialect.skipped}; mend it (a value that holds {holds} stands in quotes)"
                     )
     except (csv.Error, StopIteration, UnicodeDecodeError):
         pass
     return None
 
 
-def _column_names(path: Path) -> list[str]:
-    """The names in the first line of a CSV file, each there and unlike the others; ``DataError`` if they are none."""
-    _refuse_beginning(path)
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        names = [name.strip() for name in next((row for row in csv.reader(lines, skipinitialspace=True) if row), [])]
+def _column_names(path: Path, dialect: Dialect) -> list[str]:
+    """The names in the first line of a text file, each there and unlike the others; ``DataError`` if they are none."""
+    with text_of(path, dialect.encoding) as lines:
+        names = [name.strip() for name in next(dialect.rows(lines), [])]
     if not names:
         raise DataError(f"{path}: expected a line of column names, got an empty file; save it again")
-    if all(_is_number(name) for name in names):
+    other = next((mark for mark in SEPARATORS if mark != dialect.separator and mark in names[0]), None)
+    if len(names) == 1 and other and dialect.separator != ",":
         raise DataError(
-            f"{path}: expected column names in the first line, got the numbers {','.join(names[:4])}; "
-            "put a line of names first, or they would be lost as data"
+            f"{path}: expected columns separated by {SEPARATORS[dialect.separator]}, as in the file that was learned from, got the first "
+            f"line {names[0]!r}; save it with them"
         )
-    if not all(names):
-        nameless = next(index for index, name in enumerate(names) if not name)
+    if not dialect.header:
+        return [f"column_{number}" for number in range(1, len(names) + 1)]
+    if not all(names[1:] if dialect.numbered else names):
+        nameless = next(index for index, name in enumerate(names) if not name and not (dialect.numbered and index == 0))
         why = {
             0: "name or remove it (pandas writes its row numbers like that: save with index=False)",
-            len(names) - 1: "the line ends with a comma: take it away there, and in the lines below",
+            len(names) - 1: "the line ends with a separator: take it away there, and in the lines below",
         }
         raise DataError(
             f"{path}: expected a name for every column, but column {nameless} (counting from 0) has none; "
@@ -333,10 +410,6 @@ def _column_names(path: Path) -> list[str]:
         raise DataError(
             f"{path}: expected every column name once, but {twice[0]!r} occurs {names.count(twice[0])} times; "
             "rename one"
-        )
-    if len(names) == 1 and any(separator in names[0] for separator in ";\t|"):
-        raise DataError(
-            f"{path}: expected columns separated by commas, got the first line {names[0]!r}; save it with commas"
         )
     return names
 
@@ -367,14 +440,19 @@ def _refuse_names(path: Path, label_column: str | None, drop: Sequence[str], id_
     """A ``DataError`` if a column is named of a file whose columns have no names."""
     if label_column is not None:
         raise DataError(
-            f"{path}: label_column={label_column!r} names a CSV or Parquet column; give labels to an .npz file under the key 'y'"
+            f"{path}: label_column={label_column!r} names a column; give labels to an .npz file under the key 'y'"
         )
     if named := [*drop, *([] if id_column is None else [id_column])]:
-        raise DataError(f"{path}: {named[0]!r} names a CSV or Parquet column, and columns of this file have no names")
+        raise DataError(f"{path}: {named[0]!r} names a column, and columns of this file have no names")
 
 
 def _split_frame(
-    frame: "pd.DataFrame", path: Path, label_column: str | None, drop: Sequence[str] = (), id_column: str | None = None
+    frame: "pd.DataFrame",
+    path: Path,
+    label_column: str | None,
+    drop: Sequence[str] = (),
+    id_column: str | None = None,
+    dialect: Dialect | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...], np.ndarray | None]:
     """Features, labels, the names of the features, and what tells rows apart; ``DataError`` for a column of text."""
 
@@ -384,17 +462,19 @@ def _split_frame(
             raise DataError(f"{path}: expected {what} column {name!r}, but there is none; {hint}")
         return frame.pop(name).to_numpy()
 
+    if dialect is not None and dialect.numbered and len(frame.columns) and not frame.columns[0]:
+        frame = frame.iloc[:, 1:].copy()
     ids = None if id_column is None else taken(id_column, "an id")
     y = None if label_column is None else taken(label_column, "a label")
     frame = frame.drop(columns=[name for name in drop if name in frame.columns])
     columns = tuple(str(name) for name in frame.columns)
-    features = [_numbers(frame.iloc[:, position], path) for position in range(len(columns))]
+    features = [_numbers(frame.iloc[:, position], path, dialect) for position in range(len(columns))]
     if not features:
         raise DataError(f"{path}: expected at least one column of features besides the labels, got none")
     return np.column_stack(features), y, columns, ids
 
 
-def _numbers(column: "pd.Series", path: Path) -> np.ndarray:
+def _numbers(column: "pd.Series", path: Path, dialect: Dialect | None) -> np.ndarray:
     """One column as floats, missing values as NaN."""
     import pandas as pd
 
@@ -403,10 +483,11 @@ def _numbers(column: "pd.Series", path: Path) -> np.ndarray:
     # Not numbers throughout. A missing value is for refuse_non_finite to name; text, dates and nested values end here.
     numbers = np.full(len(column), np.nan)
     for row, value in enumerate(column):
-        if _is_number(value):
-            numbers[row] = float(value)
+        number = (dialect or Dialect()).number(value)
+        if number is not None:
+            numbers[row] = number
         elif not (pd.api.types.is_scalar(value) and pd.isna(value)):
-            where = _line_of(path, str(column.name), value) if path.suffix.lower() == ".csv" else f"row {row}"
+            where = f"row {row}" if dialect is None else _line_of(path, dialect, column, value)
             raise DataError(
                 f"{path}: expected numbers in column {column.name!r}, found {reprlib.repr(value)} in {where}; {_what_text_is(value)}"
             )
@@ -435,19 +516,12 @@ def _what_text_is(value) -> str:
     return next(found, "encode the column as numbers, or leave it out (--drop)")
 
 
-def _is_number(value) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
-def _line_of(path: Path, column: str, value: str) -> str:
-    """The first line of a CSV file with ``value`` in ``column``: rows may span lines, lines may be blank."""
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.reader(lines, skipinitialspace=True)
-        position = [name.strip() for name in next(row for row in reader if row)].index(column)
+def _line_of(path: Path, dialect: Dialect, column: "pd.Series", value: str) -> str:
+    """The first line of a text file with ``value`` in a column: rows may span lines, lines may be blank."""
+    with text_of(path, dialect.encoding) as lines:
+        reader = csv.reader(lines, delimiter=dialect.separator, skipinitialspace=True)
+        names = _column_names(path, dialect)
+        position = names.index(str(column.name))
         matching = (reader.line_num for row in reader if len(row) > position and row[position] == str(value))
         try:
             return f"line {next(matching)}"

@@ -18,6 +18,7 @@ from sklearn.pipeline import Pipeline
 
 from jaxad.data import DataError, Dataset, PictureFiles, read_table, table_blocks, table_columns
 from jaxad.data.arrays import damage_named
+from jaxad.data.dialect import Dialect, remembered
 from jaxad.detectors.persistence import load_detector, load_extra
 from jaxad.metrics.calibration import benjamini_hochberg, p_values
 from jaxad.runtime.cluster import Elsewhere
@@ -96,6 +97,7 @@ def score_file(
     label_column: str | None = None,
     drop: Sequence[str] = (),
     id_column: str | None = None,
+    dialect: Dialect | None = None,
     alpha: float | None = None,
     fdr: float | None = None,
     mark: str = "",
@@ -114,7 +116,7 @@ def score_file(
         DataError: the table cannot be read or has other columns; what was written is removed.
     """
     identity = _identity(data, (label_column, id_column, *drop), alpha, fdr, mark)
-    reading: dict[str, Any] = {"label_column": label_column, "drop": drop, "id_column": id_column}
+    reading: dict[str, Any] = {"label_column": label_column, "drop": drop, "id_column": id_column, "dialect": dialect}
 
     def pieces(start):
         done = start
@@ -222,10 +224,11 @@ class Loaded(NamedTuple):
 
     def reading(self, data: Path, label_column: str | None = None, id_column: str | None = None) -> dict[str, Any]:
         """How new rows are to be read: without the columns left out in training, and with the id column of training if it is there."""
-        known = self.extra.get("id_column")
-        if id_column is None and known is not None and known in (table_columns(data) or ()):
+        known, dialect = self.extra.get("id_column"), remembered(self.extra.get("dialect"))
+        if id_column is None and known is not None and known in (table_columns(data, dialect) or ()):
             id_column = known
-        return {"label_column": label_column, "drop": tuple(self.extra.get("dropped") or ()), "id_column": id_column}
+        dropped = tuple(self.extra.get("dropped") or ())
+        return {"label_column": label_column, "drop": dropped, "id_column": id_column, "dialect": dialect}
 
     @property
     def scores_rows(self) -> bool:

@@ -82,17 +82,20 @@ class Tables:
 
     def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
         """The normal rows."""
-        from jaxad.data import DataError, read_table, table_columns
+        from jaxad.data import DataError, dialect_of, read_table, table_columns
         from jaxad.data.doubts import doubts
 
         if (out := options.training_scores) is not None and out.exists() and out.samefile(data):
             raise ValueError(
                 f"--training-scores {out} is the file to learn from, which it would replace: choose another name"
             )
-        if unknown := sorted(set(options.drop) - set((table_columns(data) or ()) if options.drop else ())):
+        dialect = dialect_of(data)
+        if dialect is not None and (words := dialect.words()):
+            say(f"{data.name} is read as {words}")
+        if unknown := sorted(set(options.drop) - set((table_columns(data, dialect) or ()) if options.drop else ())):
             raise DataError(f"--drop: {data} has no column {unknown[0]!r}")
         how = {"label_column": options.label_column, "drop": options.drop, "id_column": options.id_column}
-        table = read_table(data, **how)
+        table = read_table(data, **how, dialect=dialect)
         rows = table.x
         if table.y is not None:
             rows = rows[table.y == 0]
@@ -102,6 +105,7 @@ class Tables:
         for doubt in doubts(rows, table.columns):
             say(f"warning: {doubt}" + (" with --drop" if doubt.endswith("leave it out") else ""))
         kept = {"columns": table.columns, "dropped": options.drop, "id_column": options.id_column}
+        kept |= {} if dialect is None else {"dialect": dialect._asdict()}
         return rows, kept, f"{len(rows)} rows of {rows.shape[1]} features"
 
     def tell(self, fitted: Any, data: Path, options: Any, say: Any) -> None:
