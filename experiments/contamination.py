@@ -12,6 +12,7 @@ Expected: docs/trust.md.
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,7 +91,7 @@ def cell(config: Config, dataset: data.Dataset, seed: int) -> dict:
 def fitted(method: str, tables: list[np.ndarray], config: Config, seed: int) -> list:
     """A detector for every share, fitted."""
     if method.startswith("denoiser"):
-        loss = {"loss": partial(training.trimmed_loss, keep=config.keep)} if "trimmed" in method else {}
+        loss: Any = {"loss": partial(training.trimmed_loss, keep=config.keep)} if "trimmed" in method else {}
         make = partial(DiffusionDetector, num_steps=config.num_steps, random_state=seed)
         return fit_many([make(**loss) for _ in tables], tables)
     if method.startswith("recommended"):

@@ -77,7 +77,7 @@ def loss(key: Array, params: Any, network: InContextDenoiser, config: Config, co
     def of_table(key):
         context, clean = split(key, config.context, config.queries, columns)
         noisy, sigma = spoilt(jax.random.fold_in(key, 1), clean)
-        estimate = network.apply({"params": params}, noisy, -2 * jnp.log(sigma), context)
+        estimate: Any = network.apply({"params": params}, noisy, -2 * jnp.log(sigma), context)
         # Cut, so that a table of heavy tails does not decide a step alone.
         return jnp.mean(jnp.minimum(error(estimate, clean, sigma), 20.0))
 
@@ -93,7 +93,7 @@ def step(state: training.TrainState, network, config, columns, optimizer):
     params = jax.tree.map(jnp.add, state.params, updates)
     keep = jnp.minimum(0.999, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
-    return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), value
+    return training.TrainState(state.step + 1, params, ema, opt_state, state.key), value
 
 
 # ----------------------------------------------------------------------------------------------------------------- the bars

@@ -47,7 +47,7 @@ def run(config: Config) -> list[dict]:
                 jax.clear_caches()
                 dataset = data.adbench(name, config.data_dir)
                 rows = np.random.default_rng(seed).permutation(len(dataset.x))[: config.most_rows]
-                found = cell(dataset.x[rows].astype(float), dataset.y[rows], seed)
+                found = cell(dataset.x[rows].astype(float), np.asarray(dataset.y)[rows], seed)
                 append(config.out, {"dataset": name, "seed": seed, **found})
     records = read(config.out)
     show(records)
@@ -60,7 +60,7 @@ def cell(x: np.ndarray, y: np.ndarray, seed: int) -> dict:
     known = NearestNeighbors(n_neighbors=5).fit(standard)
     kept = PCA(0.9, svd_solver="full").fit(standard)
     scores = {
-        "recommended": -ConsensusDetector(num_networks=0, random_state=seed).fit(x).training_scores_,
+        "recommended": -np.asarray(ConsensusDetector(num_networks=0, random_state=seed).fit(x).training_scores_),
         **{name: -choose((name,), ROWS)[name](seed).fit(x).score_samples(x) for name in ("iforest", "ecod")},
         "knn-mean": known.kneighbors()[0].mean(axis=1),
         "pca": np.square(standard - kept.inverse_transform(kept.transform(standard))).sum(axis=1),

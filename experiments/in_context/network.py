@@ -73,7 +73,7 @@ class InContextDenoiser(nn.Module):
 def in_context_denoiser(network: InContextDenoiser, params: Any, context: Float[Array, "rows features"]) -> Denoise:
     """The network told these standardised rows, as every score takes it: fitting is no more than that."""
 
-    def denoise(noisy, level):
+    def denoise(noisy, level) -> Any:
         sigma = jnp.broadcast_to(jnp.asarray(level.sigma / level.alpha, noisy.dtype), (len(noisy),))
         rows = jnp.asarray(context, noisy.dtype)
         return network.apply(

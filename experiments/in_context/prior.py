@@ -82,4 +82,4 @@ def split(key: Array, context: int, queries: int, columns: int) -> tuple[Array, 
     known, asked = rows[:context], rows[context:]
     mean, std = known.mean(axis=0, keepdims=True), known.std(axis=0, keepdims=True)
     std = jnp.where(std > 1e-3, std, 1.0)
-    return tuple(jnp.clip((part - mean) / std, -10.0, 10.0) for part in (known, asked))
+    return jnp.clip((known - mean) / std, -10.0, 10.0), jnp.clip((asked - mean) / std, -10.0, 10.0)

@@ -251,7 +251,8 @@ def _jsonl_pieces(path: Path, rows: int) -> "Iterator[pd.DataFrame]":
     import pandas as pd
 
     with damage_named(path, "JSON, an object a line"), opened(path) as file:
-        reader = pd.read_json(file, lines=True, chunksize=rows, dtype=False, precise_float=True)
+        as_written: Any = {"dtype": False, "precise_float": True}
+        reader: Any = pd.read_json(file, lines=True, chunksize=rows, **as_written)
         columns: list[str] | None = None
         for frame in reader:
             names = [str(name) for name in frame.columns]
