@@ -150,3 +150,11 @@ def test_three_rows_are_read_as_the_training_file_was(tmp_path, capsys, monkeypa
     frame.to_csv("plain.csv", index=False)
     assert jaxad("score", "model", "plain.csv", "--out", "scores.csv") == 2
     assert "separated by semicolons, as in the file that was learned from" in capsys.readouterr().err
+
+
+def test_a_line_without_an_end_is_refused_at_once(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"1," * 2**20))
+    for read in (read_table, lambda path: next(table_blocks(path))):
+        with pytest.raises(DataError, match="a first line of more than 1048576 bytes"):
+            read(path)

@@ -135,10 +135,14 @@ def found(path: Path) -> Dialect:
     """How this file is written, by its first lines.
 
     Raises:
-        DataError: it holds no text, or nothing at all.
+        DataError: a first line without an end.
     """
     with opened(path) as file:
         start = file.read(LOOKED_AT)
+    if len(start) == LOOKED_AT and b"\n" not in start and b"\r" not in start:
+        raise DataError(
+            f"{path}: expected rows of text, got a first line of more than {LOOKED_AT} bytes; check the file"
+        )
     encoding = _encoding(start)
     text = start.decode(encoding, "ignore" if len(start) == LOOKED_AT else "replace")
     if len(start) == LOOKED_AT:
@@ -161,17 +165,14 @@ def found(path: Path) -> Dialect:
     decimal, thousands = _numbers(cells[1:] or cells, separator)
     plain = Dialect(separator, decimal, thousands)
     header = any(plain.number(cell) is None for cell in cells[0])
-    counted = [row[0] for row in cells[1:]]
-    numbered = (
-        header
-        and len(cells[0]) > 1
-        and not cells[0][0]
-        and len(counted) > 0
-        and counted == [str(number + int(counted[0])) for number in range(len(counted))]
-        if counted and re.fullmatch(r"\d{1,15}", counted[0])
-        else False
-    )
+    numbered = header and len(cells[0]) > 1 and not cells[0][0] and _counts_up([row[0] for row in cells[1:]])
     return Dialect(separator, decimal, thousands, encoding, header, skipped, numbered)
+
+
+def _counts_up(cells: list[str]) -> bool:
+    if not cells or not re.fullmatch(r"\d{1,15}", cells[0]):
+        return False
+    return cells == [str(number) for number in range(int(cells[0]), int(cells[0]) + len(cells))]
 
 
 def _encoding(start: bytes) -> str:
