@@ -67,6 +67,9 @@ class Texts:
     def limits(self, options, has, resumes, say):
         return {}
 
+    def tell(self, fitted, data, options, say):
+        pass
+
     def score(self, asked, options):
         rows = self.counts(asked.data, asked.loaded.extra["texts"]["letters"])
         normality = asked.loaded.detector.score_samples(rows)
