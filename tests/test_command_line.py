@@ -56,10 +56,10 @@ class Texts:
     def counts(self, data, letters):
         return np.array([[line.count(letter) for letter in letters] for line in data.read_text().splitlines()])
 
-    def read(self, data, options, say):
+    def read(self, data, options, has, say):
         rows = self.counts(data, options.letters)
         say("counting")
-        return rows, {"texts": {"letters": options.letters}}, f"{len(rows)} lines"
+        return rows, {"texts": {"letters": options.letters}}, {}, f"{len(rows)} lines"
 
     def settings(self, options, given):
         return {}

@@ -147,8 +147,13 @@ def test_three_rows_are_read_as_the_training_file_was(tmp_path, capsys, monkeypa
     pd.DataFrame([[48.25, 51.375, 50.125]], columns=list(NAMES)).to_parquet("same.parquet")
     assert jaxad("score", "model", "same.parquet", "--out", "same.csv") == 0
     assert pd.read_csv("scores.csv").equals(pd.read_csv("same.csv"))
+    # Plainly the same columns, written in another way.
     frame.to_csv("plain.csv", index=False)
-    assert jaxad("score", "model", "plain.csv", "--out", "scores.csv") == 2
+    assert jaxad("score", "model", "plain.csv", "--out", "plain_scores.csv") == 0
+    assert jaxad("score", "model", "euro.csv", "--out", "scores.csv") == 0
+    assert pd.read_csv("plain_scores.csv").equals(pd.read_csv("scores.csv"))
+    frame.rename(columns={NAMES[0]: "heat"}).to_csv("other.csv", index=False)
+    assert jaxad("score", "model", "other.csv", "--out", "scores.csv") == 2
     assert "separated by semicolons, as in the file that was learned from" in capsys.readouterr().err
 
 

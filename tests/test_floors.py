@@ -16,7 +16,7 @@ FLOORS = {
     r"standardiser": -1,
     r"noise|coarse|denoisers(\..+)?|data(\..+)?|metrics(\..+)?|runtime(\.(cluster|compilation|distributed|files|sharding))?": 0,
     r"shipping(\.(bodies|bundle))?|reports": 0,
-    r"detectors\.(scorer|search)": 0.3,
+    r"detectors\.(scorer|search|layout)": 0.3,
     r"detectors\.(estimator|neighbours|copula|gaussian|views)": 0.5,
     r"detectors\.evidence": 0.6,
     r"detectors\.trimming": 0.7,
@@ -28,7 +28,7 @@ FLOORS = {
     r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|taught|persistence|explanation|faces|defects))?": 4,
     r"shipping\.(export|serve)|detectors\.catalogue": 5,
     r"evaluation(\..+)?": 6,
-    r"reports\..+|shipping\.bulk": 7,
+    r"reports\..+|shipping\.(bulk|reasons)": 7,
     r"cli(\..+)?": 8,
     r"": 9,  # jaxad/__init__.py re-exports
 }

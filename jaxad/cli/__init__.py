@@ -19,6 +19,7 @@ from jaxad.cli.export_command import export
 from jaxad.cli.fit_command import fit
 from jaxad.cli.generate_command import generate
 from jaxad.cli.import_weights_command import import_weights
+from jaxad.cli.look_command import look
 from jaxad.cli.report_command import report
 from jaxad.cli.score_command import score
 from jaxad.cli.score_files_command import score_files
@@ -30,6 +31,7 @@ __all__ = ["COMMANDS", "Devices", "exit_on_user_error", "main", "plain_console",
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "look": look,
     "fit": fit,
     "cycle": cycle,
     "generate": generate,

@@ -82,7 +82,8 @@ def fit(
             settings["run_dir"] = RunDirectory(run_dir, save_minutes, tensorboard=tensorboard)
         chosen.set_params(**settings)
         check_writable(out)
-        rows, reading, what = kind.read(data, by_kind, console.print)
+        rows, reading, of_rows, what = kind.read(data, by_kind, has, console.print)
+        chosen.set_params(**of_rows)
         started = time.perf_counter()
         try:
             chosen.fit(rows)

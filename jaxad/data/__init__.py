@@ -3,11 +3,13 @@
 from jaxad.data.adbench import ADBENCH_GROUPS, ADBENCH_NAMES, adbench, adbench_name, adbench_names, content_digest
 from jaxad.data.builtin import BUILTIN, breast_cancer, builtin, digits, wine
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
+from jaxad.data.encoder import FrameEncoder
 from jaxad.data.folders import read_defects, read_folder, read_mvtec
 from jaxad.data.images import ImageDataset, read_image
 from jaxad.data.pipeline import ImageBatches, PictureFiles, image_batches
+from jaxad.data.roles import roles_of
 from jaxad.data.suites import MNIST_C, magnetic_tile, mnist_c, one_vs_rest
-from jaxad.data.table_files import dialect_of, read_table, table_blocks, table_columns
+from jaxad.data.table_files import dialect_of, read_frame, read_table, table_blocks, table_columns
 from jaxad.data.tiles import TileGrid, stitch, tiles
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "MNIST_C",
     "DataError",
     "Dataset",
+    "FrameEncoder",
     "ImageBatches",
     "ImageDataset",
     "PictureFiles",
@@ -36,10 +39,12 @@ __all__ = [
     "one_vs_rest",
     "read_defects",
     "read_folder",
+    "read_frame",
     "read_image",
     "read_mvtec",
     "read_table",
     "refuse_non_finite",
+    "roles_of",
     "stitch",
     "table_blocks",
     "table_columns",

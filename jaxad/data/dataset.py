@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class Dataset:
     columns: tuple[str, ...] | None = None
     ids: np.ndarray | None = None
     """What tells rows apart, ``[rows]`` of any kind, and is no feature."""
+    frame: Any = None
+    """The cells that the features were encoded from, a data frame; missing values may be among the features then."""
 
     def __post_init__(self):
         x = _as_features(self.x, self.name)

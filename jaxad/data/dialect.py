@@ -41,6 +41,8 @@ class Dialect(NamedTuple):
     """Lines before the table: comments, and Excel's ``sep=``."""
     numbered: bool = False
     """The first column has no name and counts the rows, as pandas writes its index."""
+    missing: tuple[str, ...] = ()
+    """Words that mean that nothing is known, besides an empty cell, NA, NaN, null, None and ``?``."""
 
     def words(self) -> str:
         """What is unusual about it, in words; empty for what a program writes."""
@@ -52,6 +54,7 @@ class Dialect(NamedTuple):
         found += [] if self.header else ["no line of names: columns are called column_1, column_2, ..."]
         found += [f"{self.skipped} lines before the table passed over"] if self.skipped else []
         found += ["an unnamed first column of row numbers left out"] if self.numbered else []
+        found += [f"{', '.join(map(repr, self.missing))} as gaps"] if self.missing else []
         return ", ".join(found)
 
     def pandas(self) -> dict[str, Any]:
@@ -63,6 +66,7 @@ class Dialect(NamedTuple):
             "encoding": self.encoding,
             "header": 0 if self.header else None,
             "skiprows": self.skipped,
+            "na_values": ["?", *self.missing],
         }
 
     def number(self, value: Any) -> float | None:
@@ -96,8 +100,9 @@ def remembered(kept: Any) -> Dialect | None:
             "header": bool(header),
             "skipped": int(skipped),
             "numbered": bool(numbered),
-        } if 0 <= skipped <= LINES_LOOKED_AT:
-            return Dialect(separator, decimal, thousands, encoding, header, skipped, numbered)
+            "missing": list(missing) | tuple(missing),
+        } if 0 <= skipped <= LINES_LOOKED_AT and all(isinstance(word, str) for word in missing):
+            return Dialect(separator, decimal, thousands, encoding, header, skipped, numbered, tuple(missing))
     return None
 
 

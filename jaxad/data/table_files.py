@@ -7,16 +7,21 @@ import re
 import reprlib
 import sys
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxad.data.arff import read_head
 from jaxad.data.arrays import MAX_BYTES, damage_named, npz_pieces, read_npy, read_npy_rows, read_npz, read_record
 from jaxad.data.dataset import DataError, Dataset, did_you_mean, refuse_non_finite
 from jaxad.data.dialect import PACKED, SEPARATORS, Dialect, found, opened, text_of
+from jaxad.data.encoder import FrameEncoder
+from jaxad.data.roles import labels_of, normal_word
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +29,8 @@ if TYPE_CHECKING:
 TEXT = (".csv", ".tsv", ".txt", ".tab")
 """Rows of text, packed or not (``dialect.PACKED``)."""
 
-SUFFIXES = (*TEXT, ".parquet", ".feather", ".jsonl", ".npy", ".npz", ".array_record")
+SUFFIXES = (*TEXT, ".parquet", ".feather", ".jsonl", ".arff", ".xlsx", ".npy", ".npz", ".array_record")
+PACKABLE = (*TEXT, ".jsonl", ".arff")
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth")
 NAMELESS = (".array_record", ".npy", ".npz")
 """Those whose columns have no names."""
@@ -37,6 +43,8 @@ def read_table(
     drop: Sequence[str] = (),
     id_column: str | None = None,
     dialect: Dialect | None = None,
+    encoder: FrameEncoder | None = None,
+    normal: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Dataset:
     """Read one table of finite numbers, ``[rows, features]``, named after the file.
@@ -48,19 +56,23 @@ def read_table(
     bars, with decimal points or commas, with or without a line of names, in UTF-8, UTF-16 or Windows-1252: found out from the first lines
     (``dialect.found``), or told by ``dialect``.
     - ``.parquet``, ``.feather``: need pyarrow (``pip install 'jaxad[data]'``).
-    - ``.jsonl``: an object a line, packed or not.
+    - ``.jsonl``: an object a line, packed or not. ``.arff``: Weka's, packed or not.
+    - ``.xlsx``: the first sheet; needs openpyxl (``pip install 'jaxad[excel]'``).
     - ``.array_record``: needs array_record, which comes with Grain; each record is one row, the bytes of a ``.npy`` array ``[features]``.
 
     In a file whose columns have names every column is a feature except the one named by ``label_column``. Nothing is guessed: a
     column that happens to be called ``label``, ``y`` or ``outlier`` is a feature too unless it is named here, and a
     detector fitted with it has seen the answer. Columns named in ``drop`` are left out, if they are there; ``id_column`` is
-    kept as ``ids``, and both may hold text.
+    kept as ``ids``, and both may hold text. Labels are 0 and 1, or words of which one plainly means normal, or ``normal`` says which one.
+
+    With an ``encoder``, fitted on the rows to learn from, columns may be categories and times, values may be missing (NaN then), and the
+    features are what it makes of them; ``frame`` holds the cells.
 
     float32 arrays stay float32, everything else becomes float64. ``max_bytes`` bounds what one array, or a file, may
     take up in memory; it is judged before anything is read.
 
-    Raises ``DataError`` for everything that is not such a table: text columns, missing or infinite values, other labels
-    than 0 and 1, no rows, damaged or hostile files. The message says where the trouble is and how to mend it.
+    Raises ``DataError`` for everything that is not such a table: text columns, missing or infinite values, labels of which none
+    plainly means normal, no rows, damaged or hostile files. The message says where the trouble is and how to mend it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +84,6 @@ def read_table(
     path = Path(os.path.expanduser(path))
     _check_file(path, max_bytes)
     suffix = kind_of(path)
-    ids = None
     if suffix in NAMELESS:
         _refuse_names(path, label_column, drop, id_column)
         if suffix == ".array_record":
@@ -81,16 +92,60 @@ def read_table(
             x, y = read_npy(path, max_bytes=max_bytes), None
         else:
             x, y = read_npz(path, max_bytes=max_bytes)
-        columns = None
+        dataset = Dataset(path.stem, x, y, source=path.name)
     else:
-        if suffix in (*TEXT, ".jsonl"):
-            _check_unpacked(path, max_bytes)
         dialect = (dialect or dialect_of(path)) if suffix in TEXT else None
-        frame = _whole(path, suffix, dialect, max_bytes)
-        x, y, columns, ids = _split_frame(frame, path, label_column, drop, id_column, dialect)
-    dataset = Dataset(path.stem, x, y, source=path.name, columns=columns, ids=ids)
-    refuse_non_finite(dataset.x, str(path), columns=columns)
+        frame = read_frame(path, dialect=dialect, max_bytes=max_bytes)
+        dataset = _of_frame(frame, path, label_column, drop, id_column, dialect, encoder, normal)
+    refuse_non_finite(dataset.x, str(path), columns=dataset.columns, allow_nan=dataset.frame is not None)
     return dataset
+
+
+def read_frame(
+    path: str | os.PathLike, *, dialect: Dialect | None = None, rows: int | None = None, max_bytes: int = MAX_BYTES
+) -> "pd.DataFrame":
+    """A file whose columns have names as a data frame, cells as they are; all of it, or the first so many ``rows``.
+
+    Raises:
+        DataError: as ``read_table``, but for what cells hold.
+    """
+    path = Path(os.path.expanduser(path))
+    _check_file(path, max_bytes if rows is None else sys.maxsize)
+    suffix = kind_of(path)
+    if suffix in NAMELESS:
+        raise DataError(
+            f"{path}: expected a file whose columns have names, got a file of numbers; read it with read_table"
+        )
+    dialect = (dialect or dialect_of(path)) if suffix in TEXT else None
+    if rows is not None:
+        frame = next(_pieces_of(path, suffix, dialect, rows, max_bytes), None)
+    else:
+        if suffix in PACKABLE:
+            _check_unpacked(path, max_bytes)
+        frame = _whole(path, suffix, dialect, max_bytes)
+    if frame is None or not len(frame):
+        raise DataError(f"{path}: expected at least one row, got none")
+    return without_row_numbers(frame, dialect)
+
+
+def read_column(path: str | os.PathLike, name: str, dialect: Dialect | None = None) -> "pd.Series":
+    """One column of a file of any length, read in pieces."""
+    import pandas as pd
+
+    path = Path(os.path.expanduser(path))
+    _check_file(path, sys.maxsize)
+    suffix = kind_of(path)
+    dialect = (dialect or dialect_of(path)) if suffix in TEXT else None
+    pieces = [taken_apart(frame, path, name)[1] for frame in _pieces_of(path, suffix, dialect, 65_536, sys.maxsize)]
+    if not pieces:
+        raise DataError(f"{path}: expected at least one row, got none")
+    return pd.concat(pieces, ignore_index=True)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def without_row_numbers(frame: "pd.DataFrame", dialect: Dialect | None) -> "pd.DataFrame":
+    """The columns that have names."""
+    numbered = dialect is not None and dialect.numbered and len(frame.columns) and not frame.columns[0]
+    return frame.iloc[:, 1:].copy() if numbered else frame
 
 
 def table_blocks(
@@ -100,6 +155,8 @@ def table_blocks(
     drop: Sequence[str] = (),
     id_column: str | None = None,
     dialect: Dialect | None = None,
+    encoder: FrameEncoder | None = None,
+    normal: str | None = None,
     rows: int = 65_536,
     start: int = 0,
     max_bytes: int = MAX_BYTES,
@@ -122,20 +179,22 @@ def table_blocks(
     _check_file(path, sys.maxsize)
     if suffix in NAMELESS:
         _refuse_names(path, label_column, drop, id_column)
-    pieces: Iterator[tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None, np.ndarray | None]]
+    pieces: Iterator[Dataset]
     if suffix == ".npz":
-        pieces = ((x, y, None, None) for x, y in npz_pieces(path, rows, start, max_bytes=max_bytes))
+        found = npz_pieces(path, rows, start, max_bytes=max_bytes)
+        pieces = (Dataset(path.stem, x, y, source=path.name) for x, y in found)
     elif suffix in NAMELESS:
         read = _npy_pieces if suffix == ".npy" else _record_pieces
-        pieces = ((x, None, None, None) for x in read(path, rows, start, max_bytes))
+        pieces = (Dataset(path.stem, x, None, source=path.name) for x in read(path, rows, start, max_bytes))
     else:
         dialect = (dialect or dialect_of(path)) if suffix in TEXT else None
         frames = _frame_pieces(path, suffix, dialect, rows, start, max_bytes)
-        pieces = (_split_frame(frame, path, label_column, drop, id_column, dialect) for frame in frames)
+        how = (label_column, drop, id_column, dialect, encoder, normal)
+        pieces = (_of_frame(without_row_numbers(frame, dialect), path, *how) for frame in frames)
     first = start
-    for x, y, columns, ids in pieces:
-        dataset = Dataset(path.stem, x, y, source=path.name, columns=columns, ids=ids)
-        refuse_non_finite(dataset.x, f"{path}, counted from row {first}" if first else str(path), columns=columns)
+    for dataset in pieces:
+        where = f"{path}, counted from row {first}" if first else str(path)
+        refuse_non_finite(dataset.x, where, columns=dataset.columns, allow_nan=dataset.frame is not None)
         yield dataset
         first += len(dataset.x)
 
@@ -144,7 +203,7 @@ def kind_of(path: Path) -> str:
     """The ending that says what a file is: of ``rows.csv.gz`` it is ``.csv``."""
     suffix = path.suffix.lower()
     inner = Path(path.stem).suffix.lower()
-    return inner if suffix in PACKED and inner in (*TEXT, ".jsonl") else suffix
+    return inner if suffix in PACKED and inner in PACKABLE else suffix
 
 
 def dialect_of(path: str | os.PathLike) -> Dialect | None:
@@ -155,6 +214,12 @@ def dialect_of(path: str | os.PathLike) -> Dialect | None:
         return None
     with damage_named(path, "text"):
         return found(path)
+
+
+def first_cells(path: Path, dialect: Dialect) -> list[str]:
+    """Those of the first line of a text file; whatever they are."""
+    with damage_named(path, "text"), text_of(path, dialect.encoding) as lines:
+        return [cell.strip() for cell in next(dialect.rows(lines), [])]
 
 
 def table_columns(path: str | os.PathLike, dialect: Dialect | None = None) -> tuple[str, ...] | None:
@@ -225,6 +290,10 @@ def _pieces_of(path: Path, suffix: str, dialect: Dialect | None, rows: int, max_
         yield from _feather_pieces(path, rows, max_bytes)
     elif suffix == ".jsonl":
         yield from _jsonl_pieces(path, rows)
+    elif suffix == ".arff":
+        yield from _arff_pieces(path, rows)
+    elif suffix == ".xlsx":
+        yield from _sheet_pieces(path, rows, max_bytes)
     else:
         dialect = dialect or Dialect()
         with damage_named(path, "text"):
@@ -262,6 +331,76 @@ def _jsonl_pieces(path: Path, rows: int) -> "Iterator[pd.DataFrame]":
                 )
             columns = columns or names
             yield frame.reindex(columns=columns)
+
+
+def _arff_pieces(path: Path, rows: int) -> "Iterator[pd.DataFrame]":
+    import pandas as pd
+
+    with damage_named(path, "ARFF"), text_of(path, "utf-8-sig") as file:
+        attributes = read_head(file, path)
+        names = [name for name, _ in attributes]
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: expected every attribute once; rename those of one name")
+        of_words: Any = {name: str for name, is_number in attributes if not is_number}
+        settings: dict[str, Any] = {"quotechar": "'", "escapechar": "\\", "comment": "%", "skipinitialspace": True}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            try:
+                reader: Any = pd.read_csv(
+                    file,
+                    header=None,
+                    names=names,
+                    na_values=["?"],
+                    keep_default_na=False,
+                    dtype=of_words,
+                    index_col=False,
+                    chunksize=rows,
+                    **settings,
+                )
+                yield from reader
+            except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
+                raise DataError(f"{path}: expected {len(names)} values in every row of @data, but {error}") from error
+
+
+def _sheet_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
+    """The first sheet: names in its first row."""
+    import pandas as pd
+
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading a workbook needs openpyxl; install it with pip install 'jaxad[excel]', or save a CSV"
+        ) from error
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == b"\xd0\xcf\x11\xe0":
+        raise DataError(
+            f"{path}: expected an .xlsx workbook, got one with a password, or an old .xls; save it without, or as a CSV"
+        )
+    with damage_named(path, "an .xlsx workbook"):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > max_bytes:
+            raise DataError(f"{path}: expected at most {max_bytes} bytes unpacked, got {size}")
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        try:
+            cells = book.worksheets[0].iter_rows(values_only=True)
+            names = ["" if name is None else str(name).strip() for name in next(cells, ())]
+            while names and not names[-1]:
+                names.pop()
+            if not names:
+                raise DataError(f"{path}: expected names in the first row of the first sheet, got an empty sheet")
+            if len(set(names)) < len(names) or not all(names):
+                raise DataError(
+                    f"{path}: expected a name of its own for every column in the first row, got {', '.join(names)[:200]}"
+                )
+            while piece := [
+                row[: len(names)] for row in itertools.islice(cells, rows) if any(cell is not None for cell in row)
+            ]:
+                yield pd.DataFrame(piece, columns=names).replace("?", np.nan).infer_objects()
+        finally:
+            book.close()
 
 
 def _feather_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":
@@ -384,8 +523,7 @@ def _row_of_other_length(path: Path, dialect: Dialect) -> str | None:
 
 def _column_names(path: Path, dialect: Dialect) -> list[str]:
     """The names in the first line of a text file, each there and unlike the others; ``DataError`` if they are none."""
-    with text_of(path, dialect.encoding) as lines:
-        names = [name.strip() for name in next(dialect.rows(lines), [])]
+    names = first_cells(path, dialect)
     if not names:
         raise DataError(f"{path}: expected a line of column names, got an empty file; save it again")
     other = next((mark for mark in SEPARATORS if mark != dialect.separator and mark in names[0]), None)
@@ -447,32 +585,57 @@ def _refuse_names(path: Path, label_column: str | None, drop: Sequence[str], id_
         raise DataError(f"{path}: {named[0]!r} names a column, and columns of this file have no names")
 
 
-def _split_frame(
+def _of_frame(
     frame: "pd.DataFrame",
     path: Path,
     label_column: str | None,
     drop: Sequence[str] = (),
     id_column: str | None = None,
     dialect: Dialect | None = None,
-) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...], np.ndarray | None]:
-    """Features, labels, the names of the features, and what tells rows apart; ``DataError`` for a column of text."""
-
-    def taken(name: str, what: str) -> np.ndarray:
-        if name not in frame.columns:
-            hint = did_you_mean(name, [str(other) for other in frame.columns])
-            raise DataError(f"{path}: expected {what} column {name!r}, but there is none; {hint}")
-        return frame.pop(name).to_numpy()
-
-    if dialect is not None and dialect.numbered and len(frame.columns) and not frame.columns[0]:
-        frame = frame.iloc[:, 1:].copy()
-    ids = None if id_column is None else taken(id_column, "an id")
-    y = None if label_column is None else taken(label_column, "a label")
-    frame = frame.drop(columns=[name for name in drop if name in frame.columns])
+    encoder: FrameEncoder | None = None,
+    normal: str | None = None,
+) -> Dataset:
+    """Features, labels, their names, and what tells rows apart; ``DataError`` for a column of text unless an encoder knows it."""
+    frame, labels, ids = taken_apart(frame, path, label_column, drop, id_column)
+    with named(path):
+        y = None if labels is None else labels_of(labels, normal or normal_word(labels, str(label_column))[0])
+    if encoder is not None:
+        with named(path):
+            x = encoder.transform(frame, dialect)
+        columns = tuple(encoder.get_feature_names_out())
+        return Dataset(path.stem, x, y, source=path.name, columns=columns, ids=ids, frame=frame)
     columns = tuple(str(name) for name in frame.columns)
     features = [_numbers(frame.iloc[:, position], path, dialect) for position in range(len(columns))]
     if not features:
         raise DataError(f"{path}: expected at least one column of features besides the labels, got none")
-    return np.column_stack(features), y, columns, ids
+    return Dataset(path.stem, np.column_stack(features), y, source=path.name, columns=columns, ids=ids)
+
+
+def taken_apart(
+    frame: "pd.DataFrame", path: Path, label_column: str | None, drop: Sequence[str] = (), id_column: str | None = None
+) -> "tuple[pd.DataFrame, pd.Series | None, np.ndarray | None]":
+    """``(all other columns, labels, what tells rows apart)``.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    for name, what in ((label_column, "a label"), (id_column, "an id")):
+        if name is not None and name not in frame.columns:
+            hint = did_you_mean(name, [str(other) for other in frame.columns])
+            raise DataError(f"{path}: expected {what} column {name!r}, but there is none; {hint}")
+    labels = None if label_column is None else frame[label_column]
+    ids = None if id_column is None else frame[id_column].to_numpy()
+    gone = {label_column, id_column, *drop}
+    return frame[[name for name in frame.columns if name not in gone]], labels, ids
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """The file's name before what is said of a column."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _numbers(column: "pd.Series", path: Path, dialect: Dialect | None) -> np.ndarray:

@@ -323,8 +323,12 @@ def check_training_data(detector, X, *, allow_images: bool = False) -> np.ndarra
         getattr(detector, "false_alarm_rate", 0.0)
     )  # the threshold comes last, after a training: too late to say this
     use_compilation_cache()
-    X = _as_float(validate_data(detector, X, ensure_min_samples=2, allow_nd=allow_images, dtype="numeric", reset=True))
-    if X.ndim == 2 and float(np.abs(X).max()) > LARGEST:
+    gaps = _gaps(detector)
+    checked = validate_data(
+        detector, X, ensure_min_samples=2, allow_nd=allow_images, dtype="numeric", ensure_all_finite=gaps, reset=True
+    )
+    X = _as_float(checked)
+    if X.ndim == 2 and float(np.nanmax(np.abs(X), initial=0.0)) > LARGEST:
         raise too_far(X)
     # Only what no measurement is: features of a network that hardly ever answer have values a thousand times the usual.
     for doubt in fill_values(X, getattr(detector, "feature_names_in_", None), 1e6) if X.ndim == 2 else ():
@@ -349,7 +353,15 @@ def check_scoring_data(detector, X) -> np.ndarray:
             f"{type(detector).__name__} was fitted on rows of shape {expected}, got rows of shape {shape}; "
             "resize the rows or fit again"
         )
-    return _as_float(validate_data(detector, X, allow_nd=len(expected) > 1, dtype="numeric", reset=False))
+    checked = validate_data(
+        detector, X, allow_nd=len(expected) > 1, dtype="numeric", ensure_all_finite=_gaps(detector), reset=False
+    )
+    return _as_float(checked)
+
+
+def _gaps(detector) -> Any:
+    """What scikit-learn is told about NaN: let it pass where a detector's setting says so."""
+    return "allow-nan" if getattr(detector, "allow_gaps", False) else True
 
 
 def _check_rate(false_alarm_rate):

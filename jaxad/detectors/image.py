@@ -72,7 +72,7 @@ class PictureTable(ConsensusDetector):
     All columns share one spread: in pixels and edges, unlike in measured columns, a small spread means that there is little to see.
     """
 
-    def _scale_of(self, X):
+    def _scale_of(self, X, layout=None):
         spread = float(np.sqrt(X.var(axis=0, dtype=np.float64).mean()))
         return Standardiser(
             X.mean(axis=0, dtype=np.float64), np.full(X.shape[1], spread if spread > 1e-9 else 1.0), FAR

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from jaxad.detectors import views
 from jaxad.detectors.estimator import in_batches
 from jaxad.detectors.evidence import view_weights
+from jaxad.detectors.layout import Layout
 
 PAIRS = 6
 SAMPLE = 128
@@ -26,7 +27,7 @@ FEWEST_ROWS = 20
 """Fewer are all kept: they do not show what is usual."""
 
 
-def judge(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def judge(rows: np.ndarray, rng: np.random.Generator, layout: Layout | None = None) -> np.ndarray:
     """How little does each of the standardised rows [rows, features] belong? ``[rows]``: larger = less."""
     size, weights = min(SAMPLE, len(rows) // 2), view_weights(rows.shape[1])[: len(views.NAMES)]
     total, times = np.zeros((2, len(rows)))
@@ -34,7 +35,7 @@ def judge(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         order = rng.permutation(len(rows))
         for sample in (order[:size], order[size : 2 * size]):
             others = np.setdiff1d(order, sample)
-            fitted = views.fit_views(rows[sample], size)
+            fitted = views.fit_views(rows[sample], size, layout)
             distances = in_batches(Partial(views.rows_of_distances, fitted), rows[others])
             # Not by ranks, which say little of a tail in which a twentieth of the rows are anomalies.
             centre, scale = views.centre_and_scale(distances, 0.75)

@@ -11,6 +11,9 @@
     outside      how far values lie beyond all of training, added up
 
 The first four see empty regions between normal rows, the next two broken dependencies, the last three odd single values.
+
+Rows may have categories and gaps (``layout.Layout``). Distances are between completed wide rows, in which a gap holds what is expected
+given the rest; what is said of single columns is a mean over those that are there. A category counts by how rare its level is.
 """
 
 from typing import Any, NamedTuple
@@ -22,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from scipy.spatial import KDTree
 from sklearn.covariance import ledoit_wolf
 
+from jaxad.detectors.layout import HEIGHT, Layout, complete, covariance_of
 from jaxad.detectors.scorer import Scorer, root, static
 from jaxad.detectors.search import Known, known, padded_size, squared_distances
 
@@ -29,6 +33,12 @@ NAMES = ("nearest", "whitened", "ranks", "subspaces", "mahalanobis", "conditiona
 
 FARTHEST = 10.0
 """Standardised values are cut here before a view sees them, all but the last one: one absurd value must not decide alone."""
+
+UNSEEN = 2.0
+"""A level that was never seen lies so many spreads outside."""
+
+RANK_HEIGHT = 3**-0.5
+"""Ranks of a number that is anything at random lie a third apart, squared a sixth; so do levels, half of which differ."""
 
 COLUMN_NEIGHBOURS = 5
 MOST_SCALE_ROWS = 2048
@@ -53,6 +63,11 @@ class Subspaces(NamedTuple):
     scale: Float[Array | np.ndarray, "..."]
     """What is usual in each."""
 
+    @staticmethod
+    def apart(difference):
+        """Squared, at most 1: of ranks it is no more, and all levels of a category lie equally far apart."""
+        return jnp.minimum(difference * difference, 1.0)
+
     def distance(self, ranks: Float[Array, "batch features"]) -> Float[Array, " batch"]:
         """Mean over the subspaces of the distance to the nearest row in it, each on its own scale."""
 
@@ -60,7 +75,7 @@ class Subspaces(NamedTuple):
             which, weight, centre, scale = of
             own, others = ranks.T[which], self.rows[which]
             # Rows of the batch along the last axis, so that a processor takes the minimum of many at once: twenty times as fast.
-            squares = sum(weight[i] * (others[i][:, None] - own[i][None]) ** 2 for i in range(3))
+            squares = sum(weight[i] * self.apart(others[i][:, None] - own[i][None]) for i in range(3))
             return jnp.arcsinh((root(jnp.min(squares, axis=0)) - centre) / scale)
 
         return jnp.mean(jax.lax.map(nearest, (self.which, self.weight, self.centre, self.scale)), axis=0)
@@ -70,25 +85,29 @@ class Views(Scorer):
     """All nine, fitted, of standardised rows; called, it is their mean."""
 
     known: Known
-    """The training rows as nearest, whitened and ranks see them: with a leading axis of three."""
+    """The training rows, wide, as nearest, whitened and ranks see them: with a leading axis of three."""
     subspaces: Subspaces
     columns: Float[Array | np.ndarray, "..."]
-    """Training values, [features, rows], each column sorted; infinite behind the last one."""
-    rows: Float[Array | np.ndarray, ""]
-    """Their number."""
+    """Training values of the numbers, [numbers, rows], each column sorted; infinite behind the last one."""
+    rows: Float[Array | np.ndarray, "..."]
+    """Their number; with gaps, of each column, [numbers, 1]."""
     mean: Float[Array | np.ndarray, "..."]
     whitening: Float[Array | np.ndarray, "..."]
-    """[features, features]: ``(x - mean) @ whitening`` has about unit covariance."""
+    """[wide, wide]: ``(x - mean) @ whitening`` has about unit covariance."""
     residual: Float[Array | np.ndarray, "..."]
-    """[features, features]: ``(x - mean) @ residual`` are the conditional residuals over their spread."""
+    """[wide, wide]: ``(x - mean) @ residual`` are the conditional residuals over their spread."""
     precision: Float[Array | np.ndarray, "..."]
-    """[features]: one over that spread."""
+    """[wide]: one over that spread."""
     column_centre: Float[Array | np.ndarray, "..."]
     column_scale: Float[Array | np.ndarray, "..."]
     low: Float[Array | np.ndarray, "..."]
     high: Float[Array | np.ndarray, "..."]
-    """[2, features]: the least and the largest training value, not cut; below, how far the 1 % and 99 % quantiles lie from the median."""
+    """[2, numbers]: the least and the largest training value, not cut; below, how far the 1 % and 99 % quantiles lie from the median."""
     column_neighbours: int = static()
+    layout: Layout | None = static(default=None)
+    """None: numbers without gaps."""
+    levels: Float[Array | np.ndarray, "..."] | None = None
+    """[3, categories, places]: how isolated, in what tail and how far outside a level is; 0 for those of other categories."""
 
     def __call__(self, rows: Float[Array, "batch features"]) -> Float[Array, " batch"]:
         """The mean of the nine distances."""
@@ -96,30 +115,73 @@ class Views(Scorer):
 
     def distances(self, rows: Float[Array, "batch features"]) -> Float[Array, "9 batch"]:
         """The nine distances of rows that are not in the reference (a row that is finds itself)."""
-        beyond = jnp.maximum((self.low[:1] - rows) / self.low[1:], (rows - self.high[:1]) / self.high[1:])
-        outside = jnp.sum(jnp.log1p(jnp.maximum(beyond, 0.0)), axis=1)
-        rows = jnp.clip(rows, -FARTHEST, FARTHEST)
-        centred = rows - self.mean[None]
-        low, high = (_places(self.columns, rows, side) for side in ("left", "right"))
-        ranks = ((low + high) / (2 * self.rows)).T
-        seen = jnp.stack([rows, centred @ self.whitening, ranks])
+        layout = self.layout
+        numbers = rows if layout is None else rows[:, layout.numbers]
+        beyond = jnp.maximum((self.low[:1] - numbers) / self.low[1:], (numbers - self.high[:1]) / self.high[1:])
+        wide, centred, there = self.completed(rows)
+        numbers = wide[:, : numbers.shape[1]]
+        low, high = (_places(self.columns, numbers, side) for side in ("left", "right"))
+        ranks = (low + high) / (2 * self.rows)
+        hot = wide[:, numbers.shape[1] :]
+        seen = jnp.stack(
+            [wide, centred @ self.whitening, jnp.concatenate([ranks.T, hot * (RANK_HEIGHT / HEIGHT)], axis=1)]
+        )
         # One after the other, by one program: three would take three times as long to compile.
         nearest = jax.lax.map(lambda of: root(squared_distances(of[0], of[1], 1)[:, 0]), (self.known, seen))
         residuals = centred @ self.residual
         mahalanobis = root(jnp.maximum(jnp.sum(residuals * centred * self.precision[None], axis=1), 0.0))
-        isolation = isolation_in_columns(self.columns, rows, low, self.column_neighbours)
+        isolation = isolation_in_columns(self.columns, numbers, low, self.column_neighbours)
         isolated = jnp.arcsinh((isolation - self.column_centre[:, None]) / self.column_scale[:, None])
         tail = jnp.log(jnp.maximum(2 * jnp.minimum(ranks, 1 - ranks), 1 / self.rows))
+        # Of each column, [columns, batch].
+        single = jnp.stack([isolated, tail**2, jnp.log1p(jnp.maximum(beyond, 0.0)).T])
+        places = ranks.T
+        if layout is not None:
+            single = jnp.where(jnp.isfinite(single), single, 0.0)
+            single = jnp.concatenate([single, jnp.einsum("scp,bp->scb", self.levels, layout.hot(rows))], axis=1)
+            codes = layout.codes(rows)
+            places = jnp.concatenate([places, jnp.where(jnp.isnan(codes), 0.0, codes)], axis=1)
+        in_columns = None if there is None else ~jnp.isnan(rows[:, layout.order]).T
+        isolated, tail, outside = single
         others = (
-            *(self.subspaces.distance(ranks), mahalanobis, jnp.mean(jnp.abs(residuals), axis=1)),
-            *(_mean_of_the_most(isolated), jnp.mean(tail**2, axis=1), outside),
+            *(self.subspaces.distance(places), mahalanobis),
+            _mean_of(jnp.abs(residuals).T, there),
+            _mean_of_the_most(isolated, in_columns),
+            _mean_of(tail, in_columns),
+            jnp.sum(outside if in_columns is None else jnp.where(in_columns, outside, 0.0), axis=0),
         )
         return jnp.concatenate([nearest, jnp.stack(others)])
 
+    def completed(self, rows: Float[Array, "batch features"]) -> Any:
+        """``(wide rows, the same less their mean, what is there of them)``: cut, gaps filled; the last is [wide, batch], or None."""
+        layout = self.layout
+        if layout is None:
+            wide = jnp.clip(rows, -FARTHEST, FARTHEST)
+            return wide, wide - self.mean[None], None
+        # Codes are small: only numbers are cut.
+        wide = jnp.clip(layout.wide(rows), -FARTHEST, FARTHEST)
+        centred = wide - self.mean[None]
+        if not layout.gaps:
+            return wide, centred, None
+        whole = complete(centred, self.residual * self.precision[None])
+        return whole + self.mean[None], whole, ~jnp.isnan(centred).T
 
-def _mean_of_the_most(values):
-    """A soft maximum over the first axis."""
-    return 0.5 * (jax.nn.logsumexp(2 * values, axis=0) - jnp.log(len(values)))
+
+def _mean_of(values, there=None):
+    """Over the first axis, of those that are there."""
+    if there is None:
+        return jnp.mean(values, axis=0)
+    return jnp.sum(jnp.where(there, values, 0.0), axis=0) / jnp.maximum(jnp.sum(there, axis=0), 1)
+
+
+def _mean_of_the_most(values, there=None):
+    """A soft maximum over the first axis, of those that are there; 0 where none is."""
+    if there is None:
+        return 0.5 * (jax.nn.logsumexp(2 * values, axis=0) - jnp.log(len(values)))
+    count = jnp.sum(there, axis=0)
+    values = jnp.where(there | (count == 0)[None], values, -1e9)  # its gradient is a number, that of infinity is none
+    most = 0.5 * (jax.nn.logsumexp(2 * values, axis=0) - jnp.log(jnp.maximum(count, 1)))
+    return jnp.where(count > 0, most, 0.0)
 
 
 def _places(columns, rows, side):
@@ -142,16 +204,15 @@ def isolation_in_columns(columns, rows, places, neighbours: int, own: int = 0) -
     return xp.min(sums, axis=-1) / neighbours
 
 
-def fit_views(reference: np.ndarray, size: int | None = None) -> Views:
+def fit_views(reference: np.ndarray, size: int | None = None, layout: Layout | None = None) -> Views:
     """Learn the views from standardised rows [rows, features], padded to ``size`` (``search.padded_size``)."""
-    whole = np.asarray(reference, np.float32)
-    reference = np.clip(whole, -FARTHEST, FARTHEST)
-    count, features = reference.shape
+    reference = np.asarray(reference, np.float32)
+    count = len(reference)
     size = padded_size(count) if size is None else size
-    mean = reference.mean(axis=0, dtype=np.float64)
-    # One row (two training rows, one held out) has no covariance to estimate.
-    few = count < 2
-    covariance = np.eye(features) if few else ledoit_wolf(reference.astype(np.float64))[0]
+    whole = reference if layout is None else reference[:, layout.numbers]
+    wide = np.clip(reference if layout is None else layout.wide(reference), -FARTHEST, FARTHEST)
+    gaps, features = layout is not None and layout.gaps, whole.shape[1]
+    mean, covariance = _moments(wide, gaps)
     eigenvalues, vectors = np.linalg.eigh(covariance)
     average = max(float(eigenvalues.mean()), 1e-12)
     eigenvalues = np.maximum(eigenvalues, 0.0)
@@ -159,43 +220,113 @@ def fit_views(reference: np.ndarray, size: int | None = None) -> Views:
     whitening = (vectors / np.sqrt(eigenvalues + average)).astype(np.float32)
     inverse = (vectors / (eigenvalues + 0.01 * average)) @ vectors.T
     precision = np.sqrt(np.diag(inverse))
-    columns = np.sort(reference.T, axis=1)
-    ranks = np.stack(
-        [
-            np.searchsorted(column, x, "left") + np.searchsorted(column, x, "right")
-            for column, x in zip(columns, reference.T, strict=True)
-        ]
-    ).T / (2 * count)
+    there = ~np.isnan(wide[:, :features])
+    columns = np.sort(np.where(there, wide[:, :features], np.inf).T, axis=1)
+    known_values = there.sum(axis=0)
+    rows = np.maximum(known_values, 1)[:, None].astype(np.float32) if gaps else np.array(count, np.float32)
     mean = mean.astype(np.float32)
+    if gaps:
+        wide = _completed(wide, mean, inverse.astype(np.float32))
+    ranks = (
+        np.stack(
+            [
+                np.searchsorted(column, x, "left") + np.searchsorted(column, x, "right")
+                for column, x in zip(columns, wide[:, :features].T, strict=True)
+            ]
+        )
+        / (2 * rows)
+        if features
+        else np.zeros((0, count))
+    ).T
     padded = np.concatenate([columns, np.full((features, size - count), np.inf, np.float32)], axis=1)
     neighbours = min(COLUMN_NEIGHBOURS, count)
-    centre, scale = np.zeros(features), np.ones(features)
-    if not few:
-        sample = np.arange(count)
-        if count > MOST_SCALE_ROWS:
-            sample = np.random.default_rng(0).choice(count, MOST_SCALE_ROWS, replace=False)
-        rows = reference[sample]
-        places = np.stack([np.searchsorted(column, x) for column, x in zip(columns, rows.T, strict=True)])
-        alone = isolation_in_columns(columns, rows, places, min(COLUMN_NEIGHBOURS, count - 1), own=1)
-        centre, scale = centre_and_scale(alone.T, 0.9)
-    spaces = [known(space, size) for space in (reference, (reference - mean) @ whitening, ranks)]
-    # Not cut: what lies beyond the cut is to be told apart as well.
-    ends = np.quantile(whole, [0.0, 0.01, 0.5, 0.99, 1.0], axis=0)
+    centre, scale = _usual_isolation(columns, wide[:, :features], there, neighbours)
+    spaces = [
+        wide,
+        (wide - mean) @ whitening,
+        np.concatenate([ranks, wide[:, features:] * (RANK_HEIGHT / HEIGHT)], axis=1),
+    ]
+    places = ranks if layout is None else np.concatenate([ranks, np.nan_to_num(layout.codes(reference))], axis=1)
     return Views(
-        jax.tree.map(lambda *of: np.stack(of), *spaces),
-        _subspaces(ranks, min(size, MOST_SUBSPACE_ROWS)),
+        jax.tree.map(lambda *of: np.stack(of), *(known(space, size) for space in spaces)),
+        _subspaces(places, min(size, MOST_SUBSPACE_ROWS)),
         padded,
-        np.array(count, np.float32),
+        rows,
         mean,
         whitening,
         (inverse / precision).astype(np.float32),
         precision.astype(np.float32),
         centre.astype(np.float32),
         scale.astype(np.float32),
-        np.stack([ends[0], np.maximum(ends[2] - ends[1], 1e-3)]).astype(np.float32),
-        np.stack([ends[4], np.maximum(ends[3] - ends[2], 1e-3)]).astype(np.float32),
+        *_ends(whole),
         neighbours,
+        layout,
+        None if layout is None else _levels(layout, reference),
     )
+
+
+def _moments(wide: np.ndarray, gaps: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and shrunk covariance of wide rows."""
+    if not gaps:
+        mean = wide.mean(axis=0, dtype=np.float64)
+        # One row (two training rows, one held out) has no covariance to estimate.
+        return mean, np.eye(wide.shape[1]) if len(wide) < 2 else ledoit_wolf(wide.astype(np.float64))[0]
+    there = ~np.isnan(wide)
+    mean = np.where(there, wide, 0.0).sum(axis=0, dtype=np.float64) / np.maximum(there.sum(axis=0), 1)
+    return mean, np.eye(wide.shape[1]) if len(wide) < 2 else covariance_of(wide - mean)
+
+
+def _completed(wide, mean, inverse) -> np.ndarray:
+    pieces = [wide[start : start + 4096] for start in range(0, len(wide), 4096)]
+    return np.concatenate([np.asarray(complete(jnp.asarray(piece - mean), inverse)) + mean for piece in pieces])
+
+
+def _usual_isolation(columns, values, there, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and scale of what training values are apart from the others of their column, each left out."""
+    count, features = values.shape
+    centre, scale = np.zeros(features), np.ones(features)
+    if count < 2 or not features:
+        return centre, scale
+    sample = np.arange(count)
+    if count > MOST_SCALE_ROWS:
+        sample = np.random.default_rng(0).choice(count, MOST_SCALE_ROWS, replace=False)
+    rows = values[sample]
+    places = np.stack([np.searchsorted(column, x) for column, x in zip(columns, rows.T, strict=True)])
+    alone = isolation_in_columns(columns, rows, places, min(COLUMN_NEIGHBOURS, count - 1), own=1)
+    if there.all():
+        return centre_and_scale(alone.T, 0.9)
+    for column, of in enumerate(alone):
+        if len(of := of[there[sample, column] & np.isfinite(of)]):
+            centre[column], scale[column] = centre_and_scale(of, 0.9)
+    return centre, scale
+
+
+def _ends(whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(low, high)``; not cut: what lies beyond the cut is to be told apart as well."""
+    if np.isnan(whole).any():
+        whole = np.where(np.isnan(whole).all(axis=0), 0.0, whole)
+        ends = np.nanquantile(whole, [0.0, 0.01, 0.5, 0.99, 1.0], axis=0)
+    else:
+        ends = np.quantile(whole, [0.0, 0.01, 0.5, 0.99, 1.0], axis=0)
+    low, high = np.maximum(ends[2] - ends[1], 1e-3), np.maximum(ends[3] - ends[2], 1e-3)
+    return np.stack([ends[0], low]).astype(np.float32), np.stack([ends[4], high]).astype(np.float32)
+
+
+def _levels(layout: Layout, reference: np.ndarray) -> np.ndarray:
+    """``Views.levels``: of a level that is rare among the rows, by how many share it or a rarer one."""
+    category, _ = layout.places
+    hot = layout.hot(reference)
+    tables = np.zeros((3, len(layout.categories), len(category)), np.float32)
+    for number, column in enumerate(layout.categories):
+        places = np.flatnonzero(category == number)
+        counts, rows = hot[:, places].sum(axis=0), int((~np.isnan(reference[:, column])).sum())
+        own = counts[hot[:, places].argmax(axis=1)][hot[:, places].any(axis=1)]
+        centre, scale = centre_and_scale(-np.log((own - 0.5) / (rows + 1)), 0.9) if rows else (0.0, 1.0)
+        as_rare = np.array([counts[counts <= count].sum() for count in counts])
+        tables[0, number, places] = np.arcsinh((-np.log((counts + 0.5) / (rows + 1)) - centre) / scale)
+        tables[1, number, places] = np.log(np.maximum(as_rare, 1.0) / max(rows, 1)) ** 2
+        tables[2, number, places] = np.where(counts == 0, np.log1p(UNSEEN), 0.0)
+    return tables
 
 
 def _subspaces(ranks: np.ndarray, size: int) -> Subspaces:

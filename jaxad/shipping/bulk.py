@@ -16,16 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from jaxad.data import DataError, Dataset, PictureFiles, read_table, table_blocks, table_columns
+from jaxad.data import DataError, Dataset, FrameEncoder, PictureFiles, read_table, table_blocks, table_columns
 from jaxad.data.arrays import damage_named
 from jaxad.data.dialect import Dialect, remembered
+from jaxad.data.roles import normal_word
+from jaxad.data.table_files import NAMELESS, TEXT, dialect_of, first_cells, kind_of, read_column
 from jaxad.detectors.persistence import load_detector, load_extra
 from jaxad.metrics.calibration import benjamini_hochberg, p_values
 from jaxad.runtime.cluster import Elsewhere
 from jaxad.runtime.files import FORMATS, check_format, put, unfinished
 from jaxad.shipping import bundle
+from jaxad.shipping.reasons import Reasons
 
 ROWS_AT_ONCE = 65_536
+
+NO_ROW = "\0"
+"""A label that no row has: a file may hold no normal row."""
 
 HEADER = ("row", "anomaly_score", "p_value", "flagged")
 
@@ -98,38 +104,44 @@ def score_file(
     drop: Sequence[str] = (),
     id_column: str | None = None,
     dialect: Dialect | None = None,
+    encoder: FrameEncoder | None = None,
+    normal: str | None = None,
     alpha: float | None = None,
     fdr: float | None = None,
     mark: str = "",
     rows: int = ROWS_AT_ONCE,
     progress: bool = False,
+    why: int = 0,
 ) -> Scored:
     """Score the table ``data`` into the csv file ``out`` (columns ``HEADER``), at most ``rows`` rows in memory.
 
     Until it is whole the result lies in ``out`` + ``.partial``, with a note of how far it is; a run that was killed or interrupted is
     taken up by the next one with the same ``data`` (name, size, time of change), rates and ``mark`` (which should tell one detector from
     another). ``columns`` are those of training: a table with the same names in another order is put in theirs; ``drop`` names columns
-    that are left out if they are there, ``id_column`` one that stands in place of ``row``. With ``fdr`` all p-values are needed to flag
+    that are left out if they are there, ``id_column`` one that stands in place of ``row``; ``encoder`` makes rows of mixed columns. ``why``
+    asks for a column ``why`` with so many reasons for every row that is flagged (``reasons``). With ``fdr`` all p-values are needed to flag
     one, eight bytes a row.
 
     Raises:
         DataError: the table cannot be read or has other columns; what was written is removed.
     """
-    identity = _identity(data, (label_column, id_column, *drop), alpha, fdr, mark)
+    identity = _identity(data, (label_column, id_column, *drop, why), alpha, fdr, mark)
     reading: dict[str, Any] = {"label_column": label_column, "drop": drop, "id_column": id_column, "dialect": dialect}
+    reading |= {"encoder": encoder, "normal": normal}
+    say_why = Reasons(detector, encoder, columns, why) if why else None
 
     def pieces(start):
         done = start
         for piece in table_blocks(data, rows=rows, start=start, **reading):
             names = range(done, done + len(piece.x)) if piece.ids is None else piece.ids.tolist()
-            yield names, in_order_of_training(piece, columns, data)
+            yield names, in_order_of_training(piece, columns, data), piece.frame
             done += len(piece.x)
         if not done:
             read_table(data, **reading)  # says what is wrong with it
             raise DataError(f"{data}: expected at least one row, got none")
 
-    header = (id_column or HEADER[0], *HEADER[1:])
-    return _score_pieces(detector, pieces, header, out, identity, alpha, fdr, progress)
+    header = (id_column or HEADER[0], *HEADER[1:], *(["why"] if why else []))
+    return _score_pieces(detector, pieces, header, out, identity, alpha, fdr, progress, say_why)
 
 
 def score_folder(
@@ -158,22 +170,23 @@ def score_folder(
     def pieces(start):
         for first in range(start, len(pictures), at_once):
             chosen = slice(first, first + at_once)
-            yield [file.name for file in pictures.files[chosen]], pictures[chosen]
+            yield [file.name for file in pictures.files[chosen]], pictures[chosen], None
 
     return _score_pieces(detector, pieces, ("file", *HEADER[1:]), out, identity, alpha, fdr, progress)
 
 
 def _score_pieces(
     detector: Any,
-    pieces: Callable[[int], Iterator[tuple[Sequence, np.ndarray]]],
+    pieces: Callable[[int], Iterator[tuple[Sequence, np.ndarray, Any]]],
     header: Sequence[str],
     out: Path,
     identity: str,
     alpha: float | None,
     fdr: float | None,
     progress: bool,
+    say_why: Reasons | None = None,
 ) -> Scored:
-    """Score ``pieces(start)``, names and rows from row ``start`` on, into ``out``; ``identity`` tells this work from another."""
+    """Score ``pieces(start)``, names, rows and cells from row ``start`` on, into ``out``; ``identity`` tells this work from another."""
     started = time.perf_counter()
     check_format(out)
     partial = unfinished(out)
@@ -187,11 +200,12 @@ def _score_pieces(
             file.seek(size)
             if not known:
                 file.write(_lines([header]))
-            for names, rows in pieces(done):
+            for names, rows, cells in pieces(done):
                 normality = detector.score_samples(rows)
                 p, found = judged(detector, normality, alpha, None)
                 flagged += int(found.sum())
-                written = ((-normality).tolist(), p.round(6).tolist(), found.astype(int).tolist())
+                written = [(-normality).tolist(), p.round(6).tolist(), found.astype(int).tolist()]
+                written += [] if say_why is None else [say_why(rows, cells, found)]
                 file.write(_lines(zip(names, *written, strict=True)))
                 done += len(p)
                 file.flush()
@@ -222,13 +236,45 @@ class Loaded(NamedTuple):
         """Those of training, if they had names."""
         return self.extra.get("columns")
 
-    def reading(self, data: Path, label_column: str | None = None, id_column: str | None = None) -> dict[str, Any]:
+    def reading(
+        self, data: Path, label_column: str | None = None, id_column: str | None = None, normal: str | None = None
+    ) -> dict[str, Any]:
         """How new rows are to be read: without the columns left out in training, and with the id column of training if it is there."""
-        known, dialect = self.extra.get("id_column"), remembered(self.extra.get("dialect"))
+        known, dialect = self.extra.get("id_column"), self._dialect(data)
+        encoded = self.extra.get("encoder")
+        encoder = FrameEncoder.from_json(encoded) if encoded is not None and kind_of(data) not in NAMELESS else None
+        normal = self.extra.get("normal") if normal is None else normal
+        if label_column is not None and encoder is not None and normal is None:
+            normal, _ = normal_word(read_column(data, label_column, dialect), label_column)
+            normal = NO_ROW if normal is None else normal
         if id_column is None and known is not None and known in (table_columns(data, dialect) or ()):
             id_column = known
         dropped = tuple(self.extra.get("dropped") or ())
-        return {"label_column": label_column, "drop": dropped, "id_column": id_column, "dialect": dialect}
+        how = {"label_column": label_column, "drop": dropped, "id_column": id_column, "dialect": dialect}
+        return how | {"encoder": encoder, "normal": normal}
+
+    def _dialect(self, data: Path) -> Dialect | None:
+        """As the file learned from was written; but a first line that holds no two names that way is another matter."""
+        dialect = remembered(self.extra.get("dialect"))
+        if dialect is None or kind_of(data) not in TEXT or not data.is_file():
+            return dialect
+        wanted = {part["name"] for part in (self.extra.get("encoder") or {}).get("parts", ())}
+        if len(wanted) > 1 and dialect.header and not wanted & set(first_cells(data, dialect)):
+            other = dialect_of(data)
+            if other is not None and wanted <= set(first_cells(data, other)):
+                return other._replace(missing=dialect.missing)
+        return dialect
+
+    def not_learned_from(self, data: Path, reading: dict[str, Any]) -> list[str]:
+        """Columns of a file that an encoder leaves alone and that were not there in training."""
+        if (encoder := reading["encoder"]) is None:
+            return []
+        known = {column.name for column in encoder.roles_} | {
+            reading["label_column"],
+            reading["id_column"],
+            *reading["drop"],
+        }
+        return [name for name in table_columns(data, reading["dialect"]) or () if name not in known]
 
     @property
     def scores_rows(self) -> bool:
@@ -398,7 +444,9 @@ def moved_columns(detector: Any, pieces: Iterator[Dataset], extra: dict[str, Any
     total, count = np.zeros(len(scale.mean)), 0
     for piece in pieces:
         x = in_order_of_training(piece, extra.get("columns"), Path(piece.source))
-        total, count = total + np.clip((x - scale.mean) / scale.scale, -1e9, 1e9).sum(axis=0), count + len(x)
+        total, count = total + np.nansum(np.clip((x - scale.mean) / scale.scale, -1e9, 1e9), axis=0), count + len(x)
+    codes = getattr(detector, "categorical_features", None)
+    total[[] if codes is None else codes] = 0.0  # the mean of codes means nothing
     names = extra.get("columns") or range(len(total))
     away = dict(zip(names, total / max(count, 1), strict=True))
     farthest = sorted(away, key=lambda name: -abs(away[name]))[:most]
@@ -430,14 +478,14 @@ def _write_note(note: Path, content: list) -> None:
 
 
 def _flag_report(partial: Path, detector: Any, fdr: float) -> int:
-    """Write the last column anew, now that all scores are known: the number of rows flagged."""
+    """Write the column of flags anew, now that all scores are known: the number of rows flagged."""
     _, found = judged(detector, -read_scores(partial), None, fdr)
     other = partial.with_name(partial.name + ".flagged")
     with partial.open(newline="", encoding="utf-8") as source, other.open("wb") as target:
         rows = csv.reader(source)
         target.write(_lines([next(rows)]))
         for row, of in zip(rows, found.astype(int), strict=True):
-            target.write(_lines([(*row[:-1], of)]))
+            target.write(_lines([(*row[:3], of, *row[4:])]))
     other.replace(partial)
     return int(found.sum())
 

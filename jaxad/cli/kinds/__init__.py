@@ -50,8 +50,13 @@ class Kind(Protocol):
         """What a detector with the settings ``has`` is told unless it was told otherwise; ``say`` prints a sentence."""
         ...
 
-    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
-        """``(rows to learn from, what to remember of reading them, key among it, how many in words)``; ``say`` prints a sentence."""
+    def read(
+        self, data: Path, options: Any, has: Mapping[str, Any], say: Any
+    ) -> tuple[Any, dict[str, Any], dict[str, Any], str]:
+        """``(rows to learn from, what to remember of reading them, key among it, what the detector is told of them, how many in words)``.
+
+        ``has`` are the detector's settings; ``say`` prints a sentence.
+        """
         ...
 
     def tell(self, fitted: Any, data: Path, options: Any, say: Any) -> None:

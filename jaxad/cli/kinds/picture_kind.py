@@ -103,7 +103,7 @@ class Pictures:
         )
         return {"max_seconds": 60 * MINUTES}
 
-    def read(self, data: Path, options: Any, say: Any) -> tuple[Any, dict[str, Any], str]:
+    def read(self, data: Path, options: Any, has: Any, say: Any) -> tuple[Any, dict[str, Any], dict[str, Any], str]:
         """An array, or files that are read batch by batch if memory is short on any process."""
         import jax
 
@@ -133,7 +133,7 @@ class Pictures:
             say(f"warning: {aside}")
         height, width, channels = rows.shape[1:]
         kept = {**reading, "size": [height, width], "channels": channels if channels in (1, 3) else None}
-        return rows, {self.key: kept}, f"{len(rows)} pictures"
+        return rows, {self.key: kept}, {}, f"{len(rows)} pictures"
 
     def tell(self, fitted: Any, data: Path, options: Any, say: Any) -> None:
         """Nothing."""
