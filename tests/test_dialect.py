@@ -157,6 +157,26 @@ def test_three_rows_are_read_as_the_training_file_was(tmp_path, capsys, monkeypa
     assert "separated by semicolons, as in the file that was learned from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        ("39, State-gov, 77516\n50, Private, 83311\n38, Private, 215646\n", False),
+        ("age,work,weight\n50,Private,83311\n38,Private,215646\n", True),
+        ("a,b\nc,d\ne,f\n", True),
+        ("0,1,2\n1.5,2.5,3.5\n", True),
+        ("id,0,1\nx,1.5,2\ny,2,4\n", True),
+        ("0,5,2\n1.5,2.5,3.5\n", False),
+        ("tcp,1,?\nudp,2,3\nudp,3,4\n", True),
+        ("1,?\n2,3\n3,4\n", True),
+        ("1\n2\n3\n", False),
+    ],
+)
+def test_a_line_of_names_is_told_from_a_row(tmp_path, text, header):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    assert found(path).header is header
+
+
 def test_a_line_without_an_end_is_refused_at_once(tmp_path):
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(b"1," * 2**20))

@@ -1,7 +1,7 @@
 """``jaxad look``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -39,7 +39,7 @@ def look(
         if table_columns(data, dialect) is None:
             say(str(read_table(data)))
             return
-        frame = read_frame(data, dialect=dialect, rows=rows)
+        frame: Any = read_frame(data, dialect=dialect, rows=rows)
         roles = roles_of(frame, columns_told(columns), ask=False)
         more = ", the first of more" if len(frame) == rows else ""
         say(

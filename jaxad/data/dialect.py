@@ -22,6 +22,8 @@ LINES_LOOKED_AT = 200
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
+GAP_WORDS = ("", "?", "na", "n/a", "nan", "null", "none")
+
 PACKED = (".gz", ".bz2", ".xz", ".zip")
 
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
@@ -169,9 +171,28 @@ def found(path: Path) -> Dialect:
         return Dialect(encoding=encoding)
     decimal, thousands = _numbers(cells[1:] or cells, separator)
     plain = Dialect(separator, decimal, thousands)
-    header = any(plain.number(cell) is None for cell in cells[0])
+    header = _has_names(cells, plain)
     numbered = header and len(cells[0]) > 1 and not cells[0][0] and _counts_up([row[0] for row in cells[1:]])
     return Dialect(separator, decimal, thousands, encoding, header, skipped, numbered)
+
+
+def _has_names(cells: list[list[str]], plain: Dialect) -> bool:
+    """Is the first row one of names? Not where it holds numbers in all columns of numbers, unless they count the columns."""
+    first, below = cells[0], [row for row in cells[1:] if len(row) == len(cells[0])]
+
+    def is_number(cell):
+        return plain.number(cell) is not None
+
+    columns = list(zip(*below, strict=True)) or [(cell,) for cell in first]
+    of_numbers = [
+        cell
+        for cell, column in zip(first, columns, strict=True)
+        if cell.lower() not in GAP_WORDS and sum(map(is_number, column)) > 0.5 * len(column)
+    ]
+    if not of_numbers or not all(map(is_number, of_numbers)):
+        return any(not is_number(cell) for cell in first)
+    # pandas names the columns of an array 0, 1, 2, ...
+    return len(of_numbers) > 1 and _counts_up(of_numbers) and int(of_numbers[0]) in (0, 1)
 
 
 def _counts_up(cells: list[str]) -> bool:

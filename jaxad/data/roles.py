@@ -10,8 +10,7 @@ import numpy as np
 from jaxad.data.dataset import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    pd = _pandas()
 TOLD = ("number", "category", "time", "leave-out")
 """What a user may say that a column is."""
 
@@ -90,6 +89,13 @@ def roles_of(frame: "pd.DataFrame", told: Mapping[str, str] | None = None, ask: 
     return found
 
 
+def _pandas() -> Any:
+    """Imported when a table is looked at: it takes as long as all the rest."""
+    import pandas
+
+    return pandas
+
+
 def _role_of(column: "pd.Series", name: str, told: str | None, last: bool) -> Column:
     there = column.dropna()
     missing = 1.0 - len(there) / len(column) if len(column) else 0.0
@@ -138,8 +144,7 @@ def _role_of_numbers(there) -> tuple[str, str]:
 
 
 def _role_of_words(there, name) -> tuple[str, str]:
-    import pandas as pd
-
+    pd = _pandas()
     try:
         words = pd.unique(there)
     except TypeError:  # lists and the like
@@ -172,8 +177,7 @@ def _role_of_words(there, name) -> tuple[str, str]:
 
 def numeric(column: "pd.Series") -> bool:
     """Numbers throughout, as pandas sees them; not yes and no."""
-    import pandas as pd
-
+    pd = _pandas()
     return pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype)
 
 
@@ -191,8 +195,7 @@ def _counted(there) -> str:
 
 
 def _is_label(there, name, last) -> bool:
-    import pandas as pd
-
+    pd = _pandas()
     if not LABEL_NAMES.fullmatch(name.strip()):
         return False
     words = {word(value).lower() for value in pd.unique(there)[:1000]}
@@ -224,8 +227,8 @@ def normal_word(labels: "pd.Series", name: str, told: str | None = None) -> tupl
         raise DataError(
             f"column {name!r}: expected a label in every row, found none in row {gaps[0]} (counting from 0); mend it or leave the row out"
         )
-    counts = labels.map(word).value_counts()
-    words = {label.lower(): label for label in counts.index}
+    counts: Any = labels.map(word).value_counts()
+    words: dict[str, str] = {label.lower(): label for label in counts.index}
     if told is not None:
         # At scoring, a file may hold no normal row.
         found = words.get(told.strip().lower(), told)
@@ -255,8 +258,7 @@ def labels_of(labels: "pd.Series", normal: str | None) -> np.ndarray:
 
 
 def _is_time(there, name) -> bool:
-    import pandas as pd
-
+    pd = _pandas()
     if pd.api.types.is_datetime64_any_dtype(there.dtype):
         return True
     if numeric(there):
@@ -285,8 +287,7 @@ def _how_written(there, name) -> str:
     Raises:
         DataError: no time, or written in several ways.
     """
-    import pandas as pd
-
+    pd = _pandas()
     if pd.api.types.is_datetime64_any_dtype(there.dtype):
         return "datetime"
     if numeric(there):
@@ -297,7 +298,7 @@ def _how_written(there, name) -> str:
             )
         return unit
     text = there.astype(str).str.strip()
-    best = (-1, "")
+    best: tuple[int, str] = (-1, "")
     for day_first in (False, True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -323,8 +324,7 @@ def _how_written(there, name) -> str:
 
 def times_of(column: "pd.Series", written: str) -> "pd.Series":
     """Cells as times, without a zone; what cannot be read as ``written`` is a gap."""
-    import pandas as pd
-
+    pd = _pandas()
     if written == "datetime":
         times = pd.to_datetime(column, errors="coerce")
         return times.dt.tz_localize(None) if getattr(times.dtype, "tz", None) is not None else times

@@ -136,7 +136,9 @@ def read_column(path: str | os.PathLike, name: str, dialect: Dialect | None = No
     _check_file(path, sys.maxsize)
     suffix = kind_of(path)
     dialect = (dialect or dialect_of(path)) if suffix in TEXT else None
-    pieces = [taken_apart(frame, path, name)[1] for frame in _pieces_of(path, suffix, dialect, 65_536, sys.maxsize)]
+    pieces: list[Any] = [
+        taken_apart(frame, path, name)[1] for frame in _pieces_of(path, suffix, dialect, 65_536, sys.maxsize)
+    ]
     if not pieces:
         raise DataError(f"{path}: expected at least one row, got none")
     return pd.concat(pieces, ignore_index=True)  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -612,8 +614,8 @@ def _of_frame(
 
 
 def taken_apart(
-    frame: "pd.DataFrame", path: Path, label_column: str | None, drop: Sequence[str] = (), id_column: str | None = None
-) -> "tuple[pd.DataFrame, pd.Series | None, np.ndarray | None]":
+    frame: Any, path: Path, label_column: str | None, drop: Sequence[str] = (), id_column: str | None = None
+) -> tuple[Any, Any, np.ndarray | None]:
     """``(all other columns, labels, what tells rows apart)``.
 
     Raises:

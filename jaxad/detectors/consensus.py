@@ -393,9 +393,8 @@ class ConsensusDetector(Estimator):
         """
         if layout is not None:
             X = np.where(np.isnan(X).all(axis=0), 0.0, X)
-        quantile, mean_of, std_of = (
-            (np.nanquantile, np.nanmean, np.nanstd) if np.isnan(X).any() else (np.quantile, np.mean, np.std)
-        )
+        of: Any = (np.nanquantile, np.nanmean, np.nanstd) if np.isnan(X).any() else (np.quantile, np.mean, np.std)
+        quantile, mean_of, std_of = of
         low, high = quantile(X, [0.001, 0.999], axis=0)
         cut = np.clip(X, low, high)
         mean = mean_of(cut, axis=0, dtype=np.float64)

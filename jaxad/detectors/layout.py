@@ -105,7 +105,9 @@ def covariance_of(centred: np.ndarray) -> np.ndarray:
     return (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
 
 
-def complete(centred: Float[Array, "batch wide"], inverse: Float[Array, "wide wide"]) -> Float[Array, "batch wide"]:
+def complete(
+    centred: Float[Array, "batch wide"], inverse: Float[Array | np.ndarray, "wide wide"]
+) -> Float[Array, "batch wide"]:
     """Gaps filled with what is expected given the rest, for Gaussian data with this inverse covariance; rows are centred.
 
     The missing values minimise ``x inverse x``, so the length of the completed row is the Mahalanobis length of what is there. By

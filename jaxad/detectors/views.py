@@ -141,7 +141,7 @@ class Views(Scorer):
             single = jnp.concatenate([single, jnp.einsum("scp,bp->scb", self.levels, layout.hot(rows))], axis=1)
             codes = layout.codes(rows)
             places = jnp.concatenate([places, jnp.where(jnp.isnan(codes), 0.0, codes)], axis=1)
-        in_columns = None if there is None else ~jnp.isnan(rows[:, layout.order]).T
+        in_columns = None if layout is None or there is None else ~jnp.isnan(rows[:, layout.order]).T
         isolated, tail, outside = single
         others = (
             *(self.subspaces.distance(places), mahalanobis),

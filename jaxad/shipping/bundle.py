@@ -158,7 +158,8 @@ class Scorer:
         if not len(X):
             raise ValueError("expected at least one row, got none")
         if X.dtype.kind == "f":
-            wrong = np.flatnonzero(~np.isfinite(X).reshape(len(X), -1).all(axis=1))
+            bad = np.isinf(X) if self.card.get("allow_gaps") else ~np.isfinite(X)
+            wrong = np.flatnonzero(bad.reshape(len(X), -1).any(axis=1))
             if len(wrong):
                 raise ValueError(
                     f"expected finite numbers, got NaN or infinity in {len(wrong)} rows, the first is row {wrong[0]}; "

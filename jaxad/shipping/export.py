@@ -94,6 +94,7 @@ def export_detector(
         "sample_shape": list(shape),
         "columns": _columns(detector, columns, shape),
         "farthest": float(scale.farthest),
+        "allow_gaps": bool(getattr(detector, "allow_gaps", False)),
         "batch_sizes": sorted({1, min(16, most_rows), min(128, most_rows), most_rows}),
         "platforms": list(PLATFORMS),
         "threshold": float(detector.offset_) if np.isfinite(detector.offset_) else None,

@@ -28,7 +28,7 @@ class Reasons:
     """
 
     def __init__(self, detector: Any, encoder: FrameEncoder | None, columns: Any, most: int):
-        scorer = getattr(detector, "scorer_", None)
+        scorer: Any = getattr(detector, "scorer_", None)
         if not hasattr(scorer, "normal_rows"):
             raise ValueError(
                 f"--why: a {type(detector).__name__} remembers no normal rows to compare with; the recommended detector does, as jaxad fit "
