@@ -58,6 +58,7 @@ def test_a_folder_becomes_a_detector_and_scores(pictures, model, tmp_path):
     np.testing.assert_allclose(list(values.values()), -load_detector(model).score_samples(stack), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bundle_scores_a_folder_and_maps_it_as_its_model_does(pictures, model, tmp_path, capsys):
     bundle = tmp_path / "bundle"
     assert jaxad("export", model, "--out", bundle) == 0
@@ -153,6 +154,7 @@ def test_read_batch_by_batch_and_kept_in_a_run_directory(pictures, tmp_path, cap
     assert "holds another run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_it_says_how_to_go_on(pictures, tmp_path, monkeypatch, capsys):
     look = fitting._keep
 

@@ -207,6 +207,7 @@ def test_few_rows_train_no_network():
     assert list(ConsensusDetector().fit(correlated(99)).scores_by_view(correlated(3))) == list(views.NAMES)
 
 
+@pytest.mark.slow
 def test_the_networks_learn_and_their_views_see_gaps():
     """Four arcs of a circle, and the gaps between them as anomalies: the radius is the same, so are the columns' values."""
     rng = np.random.default_rng(0)

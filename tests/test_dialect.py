@@ -166,8 +166,8 @@ def test_three_rows_are_read_as_the_training_file_was(tmp_path, capsys, monkeypa
         ("0,1,2\n1.5,2.5,3.5\n", True),
         ("id,0,1\nx,1.5,2\ny,2,4\n", True),
         ("0,5,2\n1.5,2.5,3.5\n", False),
-        ("tcp,1,?\nudp,2,3\nudp,3,4\n", True),
-        ("1,?\n2,3\n3,4\n", True),
+        ("tcp,1,?\nudp,2,3\nudp,3,4\n", False),
+        ("1,?\n2,3\n3,4\n", False),
         ("1\n2\n3\n", False),
     ],
 )

@@ -101,6 +101,7 @@ def all_found(ended):
 # --------------------------------------------------------------------------------------------------------- equal to one process
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_score_as_one(together, tmp_path):
     ended = together(2)
     expected = alone()

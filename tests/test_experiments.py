@@ -57,6 +57,7 @@ def table(data_dir, tmp_path_factory):
 # ------------------------------------------------------------------------------------------------------ the paper's numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("detector", "column"), [("iforest", "IForest"), ("ocsvm", "OCSVM")])
 def test_scikit_learns_baselines_equal_the_papers_columns(table, detector, column):
     ours, theirs = [table[0][detector, name] for name in PARITY_SETS], [table1.PAPER[column][n] for n in PARITY_SETS]

@@ -129,10 +129,10 @@ def test_the_bundle_gives_the_detector_s_scores(tmp_path, name):
 @pytest.mark.parametrize(
     ("first", "rows"),
     [
-        *(("consensus", 60), ("knn", 150)),
+        ("consensus", 60),
         *(
             pytest.param(*of, marks=pytest.mark.slow)
-            for of in (("consensus", 150), ("ecod", 60), ("ecod", 150), ("knn", 60))
+            for of in (("consensus", 150), ("ecod", 60), ("ecod", 150), ("knn", 60), ("knn", 150))
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_cycle_is_exported_if_its_first_detector_is(tmp_path):
         export_detector(COPOD(transductive=True).fit(X[:30]), tmp_path / "scorer")
 
 
-@pytest.mark.parametrize("maps", [True, False])
+@pytest.mark.parametrize("maps", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_pictures(tmp_path, maps):
     detector = ImageDetector(NETWORK, maps=maps, num_steps=2).fit(PICTURES)
     export_detector(detector, tmp_path / "scorer")

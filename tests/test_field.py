@@ -180,7 +180,10 @@ def test_so_few_rows_that_none_can_be_flagged_are_said_to_be_so(tmp_path, table,
 # --------------------------------------------------------------------------------------------------- 03: rows that were seen
 
 
-@pytest.mark.parametrize("name", ["knn", "1nn", "dte-np", "mahalanobis", "recommended", "ecod", "norm"])
+@pytest.mark.parametrize(
+    "name",
+    ["knn", "1nn", "dte-np", "mahalanobis", pytest.param("recommended", marks=pytest.mark.slow), "ecod", "norm"],
+)
 def test_fresh_rows_of_a_wide_table_are_flagged_at_the_rate(name):
     rates = []
     for seed in range(6):
@@ -269,6 +272,7 @@ def pictures(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_what_is_passed_over_is_counted_and_gray_is_read_as_colour(pictures, tmp_path, capsys):
     assert jaxad("score", pictures / "model", pictures / "new", "--out", tmp_path / "s.csv") == 0
     assert "1 file is no PNG, JPEG, BMP or TIFF: b.webp; 1 folder was not entered: late" in capsys.readouterr().out

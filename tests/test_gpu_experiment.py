@@ -68,6 +68,7 @@ def test_the_cheapest_check_runs_and_a_second_run_is_appended(tmp_path):
     assert "3 records on cpu" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_stop_keeps_what_it_had_and_says_so(tmp_path, number):
     out = tmp_path / "results.jsonl"
@@ -182,6 +183,7 @@ raise SystemExit(gpu.main())
 """
 
 
+@pytest.mark.slow
 def test_a_call_that_does_not_come_back_costs_its_check_alone(tmp_path):
     """The process is replaced by a new one, with the same number, that goes on with the next check."""
     out = tmp_path / "results.jsonl"

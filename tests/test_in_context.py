@@ -100,6 +100,7 @@ def test_a_split_is_on_the_scale_of_its_context():
     assert queries.shape == (20, 4)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "WIDTHS", (2,))
     clock = iter(np.arange(0.0, 1e4))  # a second between two looks at the clock

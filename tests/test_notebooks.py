@@ -38,6 +38,7 @@ def test_a_notebook_defines_nothing_worth_keeping(path):
     assert not [line for line in path.read_text().splitlines() if line.startswith(("def ", "class "))]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning:zmq", "ignore::ResourceWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

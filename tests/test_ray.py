@@ -84,6 +84,7 @@ def assert_same_records(found, expected, out, expected_out):
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sweep_on_two_workers_is_the_serial_one(two_workers, tmp_path):
     what = {"seeds": (0, 1), "progress": False}
     expected = sweep.run(LOADERS, DETECTORS, out=tmp_path / "here", **what)
@@ -124,6 +125,7 @@ def test_an_error_stops_the_sweep_as_here_and_keeps_what_is_done(two_workers, tm
     assert [record.detector for record in records] == ["forest", "broken"]
 
 
+@pytest.mark.slow
 def test_a_cell_whose_worker_dies_is_computed_again(two_workers, tmp_path):
     dying = {"forest": partial(dies_once, str(tmp_path / "marker"))}
     [found] = sweep.run(LOADERS | {}, dying, out=tmp_path / "ray", progress=False, elsewhere=two_workers)[:1]

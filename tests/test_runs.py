@@ -132,6 +132,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     assert_same(diffusion(run_dir=tmp_path / "run").fit(ROWS).scorer_.params, first.scorer_.params)
 
 
+@pytest.mark.slow
 def test_training_from_files_reads_on_where_it_stopped(tmp_path, monkeypatch):
     pytest.importorskip("grain")
     folder = tmp_path / "pictures"

@@ -57,6 +57,9 @@ IN_STEPS = {
     "pictures": ImageDetector(DiT(hidden=16, depth=1, heads=2, patch_size=4), num_steps=2),  # so do its tables
 }
 ALL = SMOOTH | IN_STEPS
+HEAVY = ("cycle", "pictures")
+"""To fit and to compile: `make slow`."""
+EACH = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in ALL])
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5 * np.ptp(expected))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "cycle" else n for n in ALL])
+@EACH
 def test_the_call_compiled_stacked_and_cut_over_devices_is_the_plain_call(fitted, name):
     scorer, rows, expected = fitted(name)
     assert isinstance(scorer, Scorer)
@@ -91,7 +94,7 @@ def test_the_call_compiled_stacked_and_cut_over_devices_is_the_plain_call(fitted
     close(one_by_one, expected)
 
 
-@pytest.mark.parametrize("name", ALL)
+@EACH
 def test_devices(fitted, name):
     scorer, rows, expected = fitted(name)
     mesh = data_mesh()
@@ -103,7 +106,7 @@ def test_devices(fitted, name):
         close(parts.reshape(-1), expected)
 
 
-@pytest.mark.parametrize("name", ALL)
+@EACH
 def test_gradients(fitted, name):
     scorer, rows, _ = fitted(name)
     gradient = jax.jit(jax.grad(lambda rows: jnp.sum(scorer(rows))))(rows)

@@ -62,6 +62,7 @@ def test_an_untrained_dit_is_the_norm_and_a_trained_one_is_not(split):
     assert abs(auroc(split.labels, trained) - auroc(split.labels, norm)) > 0.01
 
 
+@pytest.mark.slow
 def test_one_network_answers_other_scores_after_fit(split):
     detector = DiffusionDetector(MLP(width=128, depth=2), num_steps=400).fit(split.train)
     params = detector.scorer_.params
@@ -94,6 +95,7 @@ def test_eight_devices_fit_and_score_like_one(split):
     np.testing.assert_allclose(eight, one, rtol=5e-3, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_parameters_on_held_out_rows():
     rows = np.random.default_rng(0).normal(size=(40, 30))
     detector = DiffusionDetector(MLP(width=128, depth=2), num_steps=4000, learning_rate=3e-3).fit(rows)
