@@ -298,7 +298,7 @@ def _how_written(there, name) -> str:
             )
         return unit
     text = there.astype(str).str.strip()
-    best: tuple[int, str] = (-1, "")
+    best: tuple[int, Any] = (-1, "")
     for day_first in (False, True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

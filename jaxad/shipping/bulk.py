@@ -19,8 +19,8 @@ from sklearn.pipeline import Pipeline
 from jaxad.data import DataError, Dataset, FrameEncoder, PictureFiles, read_table, table_blocks, table_columns
 from jaxad.data.arrays import damage_named
 from jaxad.data.dialect import Dialect, remembered
+from jaxad.data.frame_files import NAMELESS, TEXT, dialect_of, first_cells, kind_of, read_column
 from jaxad.data.roles import normal_word
-from jaxad.data.table_files import NAMELESS, TEXT, dialect_of, first_cells, kind_of, read_column
 from jaxad.detectors.persistence import load_detector, load_extra
 from jaxad.metrics.calibration import benjamini_hochberg, p_values
 from jaxad.runtime.cluster import Elsewhere

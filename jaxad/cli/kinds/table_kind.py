@@ -133,8 +133,8 @@ class Tables:
     def _encoded(self, data, dialect, told, options, has, say) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """``(rows, what to remember, what the detector is told of them)`` of a file whose columns have names."""
         from jaxad.data import DataError, FrameEncoder, read_frame, refuse_non_finite
+        from jaxad.data.frame_files import named, taken_apart
         from jaxad.data.roles import labels_of, normal_word
-        from jaxad.data.table_files import named, taken_apart
 
         frame = read_frame(data, dialect=dialect)
         frame, labels, _ = taken_apart(frame, data, options.label_column, options.drop, options.id_column)
@@ -196,8 +196,8 @@ class Tables:
     def _names(self, data, options, count) -> np.ndarray:
         """What tells the rows apart that were learned from, [count]."""
         from jaxad.data import dialect_of, read_frame, read_table, table_columns
+        from jaxad.data.frame_files import taken_apart
         from jaxad.data.roles import labels_of, normal_word
-        from jaxad.data.table_files import taken_apart
 
         if table_columns(data, dialect_of(data)) is None:
             y = read_table(data).y
