@@ -12,6 +12,7 @@ Expected: no crashes, no hangs, nothing left behind.
 """
 
 import faulthandler
+import gzip
 import hashlib
 import io
 import json
@@ -624,6 +625,82 @@ def _table(suffix: str, pieces: bool = False) -> Iterator[tuple[list[Files], Rea
     yield [{file: content} for content in _tables(suffix)], read
 
 
+MIXED = """heat,pump,at,note
+20.5,a,2024-01-01 10:00,"first, one"
+21,b,2024-01-03 11:30,
+?,a,2024-02-05 12:00,NA
+19.5,c,2024-01-09 13:00,x
+"""
+
+
+def _frames(suffix: str) -> list[bytes]:
+    """Files of mixed columns."""
+    import pandas as pd
+
+    frame = pd.read_csv(io.StringIO(MIXED), na_values=["?"])
+    euro = MIXED.replace(",", ";").replace(".", ",")
+    with io.BytesIO() as buffer:
+        if suffix == ".csv":
+            return [MIXED.encode(), euro.encode("utf-16"), ("sep=;\r\n" + euro.replace("\n", "\r\n")).encode("cp1252")]
+        if suffix == ".csv.gz":
+            return [gzip.compress(MIXED.encode(), mtime=0), gzip.compress(euro.encode(), mtime=0)]
+        if suffix == ".jsonl":
+            frame.to_json(buffer, orient="records", lines=True)
+        elif suffix == ".feather":
+            frame.to_feather(buffer)
+        elif suffix == ".xlsx":
+            frame.to_excel(buffer, index=False)
+        elif suffix == ".parquet":
+            frame.assign(at=pd.to_datetime(frame["at"]), pump=frame["pump"].astype("category")).to_parquet(buffer)
+        else:
+            head = "@relation r\n@attribute 'heat of it' numeric\n@attribute pump {a,'b c'}\n@data\n"
+            return [f"{head}20.5,a\n?,'b c'\n21,a\n% end\n".encode()]
+        return [buffer.getvalue()]
+
+
+@contextmanager
+def _frame(suffix: str) -> Iterator[tuple[list[Files], Read]]:
+    """``data.read_frame``, then roles and codes of its columns."""
+    from jaxad import data
+
+    file = f"table{suffix}"
+
+    def read(folder):
+        frame = data.read_frame(folder / file, max_bytes=2**26)
+        data.roles_of(frame, ask=False)
+        dialect = data.dialect_of(folder / file)
+        encoder = data.FrameEncoder(categories="codes").fit(frame)
+        rows = encoder.transform(frame, dialect)
+        data.refuse_non_finite(rows, file, allow_nan=True)
+        again = data.FrameEncoder.from_json(json.loads(json.dumps(encoder.to_json()))).transform(frame, dialect)
+        if not np.array_equal(rows, again, equal_nan=True):
+            raise RuntimeError("what JSON brings back encodes otherwise")
+        pieces = [data.read_frame(folder / file, rows=2, max_bytes=2**26)]
+        return np.nan_to_num(rows), len(pieces)
+
+    yield [{file: content} for content in _frames(suffix)], read
+
+
+@contextmanager
+def _encoder() -> Iterator[tuple[list[Files], Read]]:
+    """``FrameEncoder.from_json`` of what a model of a stranger holds, and rows encoded by it."""
+    import pandas as pd
+
+    from jaxad.data import FrameEncoder
+
+    frame = pd.read_csv(io.StringIO(MIXED), na_values=["?"])
+    kept = [FrameEncoder(**how).fit(frame).to_json() for how in ({}, {"gaps": "fill"}, {"categories": "codes"})]
+
+    def read(folder):
+        try:
+            of = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            return None
+        return np.nan_to_num(FrameEncoder.from_json(of).transform(frame), posinf=0, neginf=0)
+
+    yield [{"encoder.json": json.dumps(each).encode()} for each in kept], read
+
+
 def _pictures() -> list[bytes]:
     from PIL import Image
 
@@ -919,6 +996,14 @@ READERS: dict[str, Reader] = {
     "npz in pieces": Reader(5_000, DATA, _of(_table, ".npz", pieces=True), ZIP, seal_files),
     "csv in pieces": Reader(3_000, DATA, _of(_table, ".csv", pieces=True), TEXT),
     "parquet in pieces": Reader(3_000, DATA, _of(_table, ".parquet", pieces=True), ARROW_WORDS),
+    "csv of mixed columns": Reader(25_000, DATA, _of(_frame, ".csv"), TEXT),
+    "packed csv": Reader(10_000, DATA, _of(_frame, ".csv.gz"), TEXT),
+    "JSON lines": Reader(12_000, DATA, _of(_frame, ".jsonl"), JSON_WORDS),
+    "ARFF": Reader(15_000, DATA, _of(_frame, ".arff"), (*TEXT, b"@attribute", b"@data", b"{a,b}", b"numeric")),
+    "Feather": Reader(10_000, DATA, _of(_frame, ".feather"), ARROW_WORDS),
+    "Parquet of mixed columns": Reader(8_000, DATA, _of(_frame, ".parquet"), ARROW_WORDS),
+    "workbook": Reader(5_000, DATA, _of(_frame, ".xlsx"), ZIP, seal_files),
+    "encoder of a table": Reader(15_000, DATA, _encoder, (*JSON_WORDS, b"category", b"time", b"keep", b"codes")),
     "picture": Reader(20_000, DATA, _picture, PNG, seal_files),
     "folder of pictures": Reader(3_000, DATA, _picture_folder, PNG, seal_files),
     "JSON body": Reader(15_000, REFUSED, _json_body, JSON_WORDS),

@@ -3,12 +3,12 @@
     python -m experiments.mixed_tables --data-dir ../shared/data
 
 Four files as they lie in ``data/tables`` (ARFF, csv, text, compressed), read by ``read_frame``, no line of preprocessing. Half of the
-normal rows trains, all else is tested; where values are to be missing they are hidden at random in all rows alike. The recommended
-detector has its default settings and knows categories and gaps; isotree's isolation forest knows both as well (``pip install isotree``; left
-out without it); IForest, ECOD and kNN (mean distance to 5) get one-hot codes of height 1/sqrt(2) and gaps filled with medians. With
-``--declines`` the ten smallest ``Classical`` sets of ADBench instead, with 0, 10, 30 and 50 % of the values hidden: what is left of the
-AUROC of kNN and of the recommended detector. About 20 minutes each on one core. Records: ``experiments/results/mixed_tables.jsonl``; none is
-made twice. Expected: docs/tables.md.
+normal rows trains, all else is tested; where values are to be missing they are hidden at random in all rows alike. The
+recommended detector has its default settings and knows categories and gaps; isotree's isolation forest knows both as well
+(``pip install isotree``; left out without it); IForest, ECOD and kNN (mean distance to 5) get one-hot codes of height 1/sqrt(2) and gaps
+filled with medians. With ``--declines`` the ten smallest ``Classical`` sets of ADBench instead, with 0, 10, 30 and 50 % of the values
+hidden: what is left of the AUROC of kNN and of the recommended detector. About 20 minutes each on one core. Records:
+``experiments/results/mixed_tables.jsonl``; none is made twice. Expected: docs/tables.md.
 """
 
 from dataclasses import dataclass

@@ -26,6 +26,8 @@ ROLES = {
     "words": (["a", "b", "c"] * 20, "category"),
     "ten thousand levels": ([f"l{n // 2}" for n in range(20_000)], "category"),
     "yes and no": (["Yes", "no"] * 30, "yes/no"),
+    "numbers in quotes": (NUMBERS.astype(str), "number"),
+    "told by the file": (pd.Categorical(rng.integers(0, 3, 60)), "category"),
     "booleans": ([True, False, None] * 20, "yes/no"),
     "a time": (pd.date_range("2024-01-01", periods=60, freq="h").astype(str), "time"),
     "a day": (["03/04/2024", "25/12/2024", "01/02/2024"] * 20, "time"),
@@ -54,6 +56,8 @@ ASKED = {
         {"at": ["2024-01-02", "02/01/2024", "2024.01.02 10:00"] * 20},
         "times written in one way, got '2024-01-02' and '02/01/2024'",
     ),
+    "a list among words": ({"heat": ["a", "b"] * 29 + ["a", [1, 2]]}, "one value in a cell"),
+    "a list in a label": ({"label": ["a", [1, 2]] * 30}, "one value in a cell"),
     "lists": ({"heat": [[1, 2]] * 60}, "one value in a cell"),
 }
 

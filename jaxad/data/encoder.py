@@ -63,7 +63,10 @@ class Part:
     def _codes(self, column) -> np.ndarray:
         import pandas as pd
 
-        codes, words = pd.factorize(column)
+        try:
+            codes, words = pd.factorize(column)
+        except TypeError:  # lists and the like
+            codes, words = pd.factorize(column.map(str))
         places = {level: place for place, level in enumerate(self.levels)}
         # The last one is that of a gap, whose code is -1.
         place = np.array([*(float(places.get(word(value), len(self.levels))) for value in words), np.nan])

@@ -72,7 +72,8 @@ def read_column(path: str | os.PathLike, name: str, dialect: Dialect | None = No
     ]
     if not pieces:
         raise DataError(f"{path}: expected at least one row, got none")
-    return pd.concat(pieces, ignore_index=True)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    whole: Any = pd.concat(pieces, ignore_index=True)
+    return whole
 
 
 def kind_of(path: Path) -> str:
@@ -216,23 +217,21 @@ def _arff_pieces(path: Path, rows: int) -> "Iterator[pd.DataFrame]":
             raise DataError(f"{path}: expected every attribute once; rename those of one name")
         of_words: Any = {name: str for name, is_number in attributes if not is_number}
         settings: dict[str, Any] = {"quotechar": "'", "escapechar": "\\", "comment": "%", "skipinitialspace": True}
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            try:
-                reader: Any = pd.read_csv(
-                    file,
-                    header=None,
-                    names=names,
-                    na_values=["?"],
-                    keep_default_na=False,
-                    dtype=of_words,
-                    index_col=False,
-                    chunksize=rows,
-                    **settings,
-                )
-                yield from reader
-            except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
-                raise DataError(f"{path}: expected {len(names)} values in every row of @data, but {error}") from error
+        settings |= {"na_values": ["?"], "keep_default_na": False, "index_col": False}
+        reader: Any = None
+        try:
+            while True:
+                with warnings.catch_warnings():  # entered anew for every piece: what happens between two is not ours
+                    warnings.simplefilter("error", pd.errors.ParserWarning)
+                    if reader is None:
+                        reader = pd.read_csv(file, header=None, names=names, dtype=of_words, chunksize=rows, **settings)
+                    frame = next(reader, None)
+                if frame is None:
+                    return
+                # Said to be categories, whatever they look like.
+                yield frame.astype(dict.fromkeys(of_words, "category"))
+        except (pd.errors.ParserWarning, pd.errors.ParserError) as error:
+            raise DataError(f"{path}: expected {len(names)} values in every row of @data, but {error}") from error
 
 
 def _sheet_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataFrame]":

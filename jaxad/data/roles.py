@@ -108,6 +108,13 @@ def _role_of(column: "pd.Series", name: str, told: str | None, last: bool) -> Co
         return found("leave-out", "as told")
     if there.empty:
         return found("empty", "no value in it")
+    try:
+        _pandas().unique(there)
+    except TypeError:
+        return found(
+            "unclear",
+            f'column {name!r}: expected one value in a cell, found {example!r}; leave it out (--columns "{name}=leave-out")',
+        )
     if told == "time":
         return found("time", _how_written(there, name))
     if told is not None:
@@ -145,18 +152,12 @@ def _role_of_numbers(there) -> tuple[str, str]:
 
 def _role_of_words(there, name) -> tuple[str, str]:
     pd = _pandas()
-    try:
-        words = pd.unique(there)
-    except TypeError:  # lists and the like
-        words = there.iloc[:1].to_numpy()
-    if not all(np.isscalar(word) for word in words[:1000]):
-        found = str(words[0])[:40]
-        return (
-            "unclear",
-            f'column {name!r}: expected one value in a cell, found {found!r}; leave it out (--columns "{name}=leave-out")',
-        )
+    words = np.asarray(pd.unique(there), dtype=object)
     as_numbers = pd.to_numeric(pd.Series(words, dtype=object), errors="coerce").notna().to_numpy()
-    if as_numbers.any() and not _booleans(words):
+    told = isinstance(there.dtype, pd.CategoricalDtype) or _booleans(words)
+    if as_numbers.all() and not told:
+        return ("number" if len(words) > 1 else "constant"), ""
+    if as_numbers.any() and not told:
         # By cells, not by kinds of cells: one word for a gap may stand in many.
         share = float(there.isin(words[as_numbers]).mean())
         if share > 0.05:
