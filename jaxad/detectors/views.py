@@ -37,8 +37,10 @@ FARTHEST = 10.0
 UNSEEN = 2.0
 """A level that was never seen lies so many spreads outside."""
 
-RANK_HEIGHT = 3**-0.5
-"""Ranks of a number that is anything at random lie a third apart, squared a sixth; so do levels, half of which differ."""
+UNLIKE = 1 / 3
+RANK_HEIGHT = (UNLIKE / 2) ** 0.5
+"""The squared distance between levels among ranks, and the height of a one-hot code that gives it: two ranks at random lie a sixth apart,
+squared, and so do levels of which half are unlike."""
 
 COLUMN_NEIGHBOURS = 5
 MOST_SCALE_ROWS = 2048
@@ -56,7 +58,7 @@ class Subspaces(NamedTuple):
     which: Int[Array | np.ndarray, "..."]
     """[subspaces, 3] columns."""
     weight: Float[Array | np.ndarray, "..."]
-    """[subspaces, 3]: 1, or 0 for a column that is there to fill."""
+    """[subspaces, 3]: 1, less for a category, or 0 for a column that is there to fill."""
     rows: Float[Array | np.ndarray, "..."]
     """Ranks of reference rows, [features, rows]; far from all for padding."""
     centre: Float[Array | np.ndarray, "..."]
@@ -249,7 +251,7 @@ def fit_views(reference: np.ndarray, size: int | None = None, layout: Layout | N
     places = ranks if layout is None else np.concatenate([ranks, np.nan_to_num(layout.codes(reference))], axis=1)
     return Views(
         jax.tree.map(lambda *of: np.stack(of), *(known(space, size) for space in spaces)),
-        _subspaces(places, min(size, MOST_SUBSPACE_ROWS)),
+        _subspaces(places, features, min(size, MOST_SUBSPACE_ROWS)),
         padded,
         rows,
         mean,
@@ -329,8 +331,8 @@ def _levels(layout: Layout, reference: np.ndarray) -> np.ndarray:
     return tables
 
 
-def _subspaces(ranks: np.ndarray, size: int) -> Subspaces:
-    """Of ranks [rows, features], which are in no order; the first ``size`` of them, padded to ``size``."""
+def _subspaces(ranks: np.ndarray, numbers: int, size: int) -> Subspaces:
+    """Of ranks [rows, features], which are in no order; the first ``size`` of them, padded to ``size``. Behind the numbers come codes."""
     rng, features = np.random.default_rng(0), ranks.shape[1]
     ranks = ranks[:size]
     which, weight = np.zeros((SUBSPACES, 3), np.int32), np.zeros((SUBSPACES, 3), np.float32)
@@ -338,9 +340,9 @@ def _subspaces(ranks: np.ndarray, size: int) -> Subspaces:
     for number in range(SUBSPACES):
         chosen = rng.choice(features, min(features, 2 + number % 2), replace=False)
         which[number] = np.resize(chosen, 3)
-        weight[number, : len(chosen)] = 1.0
+        weight[number, : len(chosen)] = np.where(chosen < numbers, 1.0, UNLIKE)
         if len(ranks) > 1:
-            own = ranks[:, chosen]
+            own = ranks[:, chosen] * np.sqrt(weight[number, : len(chosen)])
             alone[:, number] = KDTree(own).query(own[:SUBSPACE_SCALE_ROWS], 2)[0][:, 1]
     centre, scale = centre_and_scale(alone, 0.9)
     rows = np.full((features, size), 1e3, np.float32)
