@@ -56,6 +56,14 @@ def test_columns_are_found_by_name_and_unseen_levels_have_a_place():
         encoder.transform(new.assign(heat=["1", "hot"]))
 
 
+def test_frames_of_others_are_taken_and_arrays_are_not():
+    pa = pytest.importorskip("pyarrow")
+    encoder = FrameEncoder().fit(pa.Table.from_pandas(FRAME, preserve_index=False))
+    np.testing.assert_array_equal(encoder.transform(FRAME), FrameEncoder().fit(FRAME).transform(FRAME))
+    with pytest.raises(DataError, match="expected a data frame, got ndarray"):
+        FrameEncoder().fit(np.eye(3))
+
+
 def test_rare_levels_share_a_place():
     words = ["common"] * 50 + [f"rare{n}" for n in range(10)] + ["twice", "twice"]
     encoder = FrameEncoder().fit(pd.DataFrame({"word": words}))

@@ -108,7 +108,8 @@ class FrameEncoder(TransformerMixin, BaseEstimator):
     Every column has a role, found out by ``roles.roles_of`` unless told. Numbers stay as they are; a category becomes a one-hot code of
     height 1/sqrt(2) with a place of its own for levels that are rare or were never seen; a time becomes sine and cosine of the time of
     day and of the day of the week, as far as they vary, and nothing that only runs on. Identifiers, free text and empty columns are left
-    out. What a frame to transform has beyond the columns learned from is left alone; their order does not matter.
+    out. What a frame to transform has beyond the columns learned from is left alone; their order does not matter. Frames of polars and
+    tables of Arrow are taken as well.
 
     Args:
         columns: ``{name: role}`` of columns whose role is told: number, category, time or leave-out.
@@ -152,6 +153,7 @@ class FrameEncoder(TransformerMixin, BaseEstimator):
             raise ValueError(
                 f"gaps are 'keep' or 'fill', categories 'one-hot' or, with gaps kept, 'codes', got {self.gaps=}, {self.categories=}"
             )
+        frame = _of_pandas(frame)
         self.roles_ = roles_of(frame, self.columns)
         parts = [
             _part(frame.iloc[:, position], column) for position, column in enumerate(self.roles_) if column.role in USED
@@ -174,7 +176,7 @@ class FrameEncoder(TransformerMixin, BaseEstimator):
     def transform(self, frame: "pd.DataFrame", dialect: Any = None) -> np.ndarray:
         """``[rows, encoded columns]``; ``dialect`` says how numbers are written where a cell is text."""
         check_is_fitted(self, "parts_")
-        encoded = self._encoded(frame, dialect)
+        encoded = self._encoded(_of_pandas(frame), dialect)
         return np.where(np.isnan(encoded), self.middle_, encoded) if self.gaps == "fill" else encoded
 
     def _encoded(self, frame, dialect=None) -> np.ndarray:
@@ -239,6 +241,17 @@ class FrameEncoder(TransformerMixin, BaseEstimator):
                 f"expected what a table's encoder has saved, got something else ({error}); fit and save the model again"
             ) from error
         return encoder
+
+
+def _of_pandas(frame: Any) -> "pd.DataFrame":
+    """A frame of polars, or a table of Arrow, as pandas has it."""
+    if not hasattr(frame, "iloc") and hasattr(frame, "to_pandas"):
+        frame = frame.to_pandas()
+    if not hasattr(frame, "iloc"):
+        raise DataError(
+            f"expected a data frame, got {type(frame).__name__}; columns have to have names: pandas.DataFrame(rows)"
+        )
+    return frame
 
 
 def _listed(value):

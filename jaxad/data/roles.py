@@ -69,7 +69,7 @@ def roles_of(frame: "pd.DataFrame", told: Mapping[str, str] | None = None, ask: 
             role in ``told``.
 
     >>> import pandas as pd
-    >>> frame = pd.DataFrame({"heat": [20.5, None] * 20, "pump": ["a", "b"] * 20, "number": range(40)})
+    >>> frame = pd.DataFrame({"heat": [20.5, None, 21.5, None] * 10, "pump": ["a", "b"] * 20, "number": range(40)})
     >>> [(column.name, column.role, column.missing) for column in roles_of(frame)]
     [('heat', 'number', 0.5), ('pump', 'category', 0.0), ('number', 'identifier', 0.0)]
     """
