@@ -132,7 +132,11 @@ def measure(config: Measure) -> None:
         reached = []
         for baseline in BASELINES:
             make: Any = choose((baseline,), ROWS)[baseline]
-            scores = -make(config.seed).fit(train).score_samples(test)
+            try:
+                scores = -make(config.seed).fit(train).score_samples(test)
+            except ValueError:  # scikit-learn's one-class SVM on huge values: it has no number here
+                reached.append((np.nan, np.nan))
+                continue
             reached.append((auroc(labels, scores), average_precision(labels, scores)))
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(
@@ -306,16 +310,18 @@ def report(config: Report) -> list[dict]:
         shown = Table(f"{group}, {len(found)} sets", "AUROC", "AP", "against it", "Wilcoxon p", "worst")
         shown.add_row("recommended", *(f"{value:.2f}" for value in ours.mean(axis=0)), "", "", "")
         for number, name in enumerate(BASELINES):
-            gain = ours[:, 0] - theirs[:, number, 0]
+            there = np.isfinite(theirs[:, number, 0])
+            gain = (ours[:, 0] - theirs[:, number, 0])[there]
             p = float(np.asarray(wilcoxon(gain))[1]) if np.any(gain) else 1.0
-            mean = theirs[:, number].mean(axis=0)
+            mean = theirs[there, number].mean(axis=0)
             shown.add_row(
                 name, f"{mean[0]:.2f}", f"{mean[1]:.2f}", f"{gain.mean():+.2f}", f"{p:.2g}", f"{gain.min():+.1f}"
             )
         Console(width=120).print(shown)
         for seen, both in zip(found, ours, strict=True):
             row = {"group": group, "dataset": seen.name, "recommended": both.round(3).tolist()}
-            records.append(row | {n: of.round(3).tolist() for n, of in zip(BASELINES, seen.baselines, strict=True)})
+            others = zip(BASELINES, seen.baselines, strict=True)
+            records.append(row | {n: of.round(3).tolist() if np.isfinite(of).all() else None for n, of in others})
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return records
