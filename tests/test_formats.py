@@ -225,3 +225,21 @@ def test_why_needs_a_detector_that_remembers_normal_rows(cases, tmp_path, capsys
     assert jaxad("score", tmp_path / "model", cases / "euro.csv", "--out", tmp_path / "s.csv", "--why", "1") == 2
     assert "remembers no normal rows to compare with" in said(capsys)
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_gaps_that_were_not_there_in_training(cases, tmp_path, capsys):
+    model, out = tmp_path / "model", tmp_path / "s.csv"
+    assert jaxad("fit", cases / "lines.jsonl", "--out", model) == 0
+    assert jaxad("score", model, cases / "gaps.csv", "--out", out) == 2
+    assert (
+        "nothing in row 0 (counting from 0), column 'temp', and the model has learned from rows without gaps; fit it again with --gaps"
+        in said(capsys)
+    )
+    assert not out.exists()
+    assert jaxad("fit", cases / "lines.jsonl", "--out", model, "--gaps") == 0
+    assert jaxad("score", model, cases / "gaps.csv", "--out", out) == 0
+    bundle, again = tmp_path / "bundle", tmp_path / "again.csv"
+    assert jaxad("export", model, "--out", bundle) == 0
+    assert jaxad("score", bundle, cases / "gaps.csv", "--out", again) == 0
+    ours, theirs = (pd.read_csv(file) for file in (out, again))
+    np.testing.assert_allclose(theirs["anomaly_score"], ours["anomaly_score"], rtol=2e-3, atol=2e-3)

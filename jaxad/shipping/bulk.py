@@ -134,7 +134,15 @@ def score_file(
         done = start
         for piece in table_blocks(data, rows=rows, start=start, **reading):
             names = range(done, done + len(piece.x)) if piece.ids is None else piece.ids.tolist()
-            yield names, in_order_of_training(piece, columns, data), piece.frame
+            x = in_order_of_training(piece, columns, data)
+            if not _takes_gaps(detector) and (gaps := np.argwhere(np.isnan(x))).size:
+                row, column = gaps[0]
+                name = repr(columns[column]) if columns else str(column)
+                raise DataError(
+                    f"{data}: nothing in row {done + row} (counting from 0), column {name}, and the model has learned from rows without "
+                    "gaps; fit it again with --gaps (the recommended detector), or leave such rows out"
+                )
+            yield names, x, piece.frame
             done += len(piece.x)
         if not done:
             read_table(data, **reading)  # says what is wrong with it
@@ -173,6 +181,10 @@ def score_folder(
             yield [file.name for file in pictures.files[chosen]], pictures[chosen], None
 
     return _score_pieces(detector, pieces, ("file", *HEADER[1:]), out, identity, alpha, fdr, progress)
+
+
+def _takes_gaps(detector: Any) -> bool:
+    return bool(getattr(detector, "allow_gaps", False) or getattr(detector, "card", {}).get("allow_gaps"))
 
 
 def _score_pieces(
