@@ -126,6 +126,10 @@ def test_json_brings_it_back(how):
         {"gaps": "eval"},
         {"roles": [[1]]},
         {"parts": [{"name": "heat", "kind": "pickle", "levels": [], "written": "", "periods": []}]},
+        {
+            "parts": [{"name": "at", "kind": "time", "levels": [], "written": "%Y%!", "periods": ["time of day"]}],
+            "middle": [0.0, 0.0],
+        },
     ],
 )
 def test_other_json_is_refused(change):

@@ -27,6 +27,7 @@ ROLES = {
     "ten thousand levels": ([f"l{n // 2}" for n in range(20_000)], "category"),
     "yes and no": (["Yes", "no"] * 30, "yes/no"),
     "numbers in quotes": (NUMBERS.astype(str), "number"),
+    "beyond all": ([10**400 + n for n in range(60)], "identifier"),
     "told by the file": (pd.Categorical(rng.integers(0, 3, 60)), "category"),
     "booleans": ([True, False, None] * 20, "yes/no"),
     "a time": (pd.date_range("2024-01-01", periods=60, freq="h").astype(str), "time"),

@@ -1,6 +1,7 @@
 """Tables of mixed columns as rows of numbers: learned from the rows to learn from, applied to all others, kept as JSON."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -268,6 +269,13 @@ def _part_of_json(kept) -> Part:
     )
     if part.kind not in ("number", "category", "time") or set(part.periods) - set(PERIODS):
         raise ValueError(f"no kind of column: {part.kind!r}")
+    if part.kind == "time":
+        import pandas as pd
+
+        try:
+            times_of(pd.Series(["2024-05-31"]), part.written)
+        except re.error as error:  # pandas makes a pattern of it; other faults are ValueErrors
+            raise ValueError(f"no way to write a time: {part.written!r}") from error
     return part
 
 

@@ -283,6 +283,7 @@ def _feather_pieces(path: Path, rows: int, max_bytes: int) -> "Iterator[pd.DataF
         file = pa.ipc.open_file(source)
         for number in range(file.num_record_batches):
             batch = file.get_batch(number)
+            batch.validate(full=True)  # text that is none would be found out much later
             if batch.nbytes > max_bytes:
                 raise DataError(f"{path}: expected at most {max_bytes} bytes in a piece, got {batch.nbytes}")
             for first in range(0, batch.num_rows, rows):

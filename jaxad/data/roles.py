@@ -153,7 +153,10 @@ def _role_of_numbers(there) -> tuple[str, str]:
 def _role_of_words(there, name) -> tuple[str, str]:
     pd = _pandas()
     words = np.asarray(pd.unique(there), dtype=object)
-    as_numbers = pd.to_numeric(pd.Series(words, dtype=object), errors="coerce").notna().to_numpy()
+    try:
+        as_numbers = pd.to_numeric(pd.Series(words, dtype=object), errors="coerce").notna().to_numpy()
+    except OverflowError:
+        return "identifier", "whole numbers that no number of a machine holds"
     told = isinstance(there.dtype, pd.CategoricalDtype) or _booleans(words)
     if as_numbers.all() and not told:
         return ("number" if len(words) > 1 else "constant"), ""
