@@ -224,6 +224,7 @@ def test_a_direction_that_harms_is_left_out_of_few_rows_too(monkeypatch, gain, k
     assert np.array_equal(detector.p_values(test), alone.p_values(test)) != kept
 
 
+@pytest.mark.slow
 def test_no_gain_means_the_first_detector_to_the_bit():
     """Whatever the gain: a head that sees the generator is refused."""
     detector = CycleDetector(KNNDetector(), rounds=1, num_steps=300)  # shapes that are compiled already

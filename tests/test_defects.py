@@ -162,6 +162,7 @@ def test_the_same_seed_makes_the_same_pictures_and_a_plainer_strength_changes_mo
     assert strong.mean() > weak.mean()
 
 
+@pytest.mark.slow
 def test_defects_stand_on_the_object_where_the_background_is_plain():
     pictures = np.zeros((5, 16, 16, 1), np.uint8)
     pictures[:4, 3:12, 4:13] = np.random.default_rng(0).integers(100, 200, (4, 9, 9, 1))
@@ -174,6 +175,7 @@ def test_defects_stand_on_the_object_where_the_background_is_plain():
     assert masks.any(axis=(1, 2)).all()
 
 
+@pytest.mark.slow
 def test_learning_in_pieces_is_learning_in_one_go(detector, home):
     examples = read_defects(home / "real", size=16, channels=1)
     pictures = read_folder(home / "normal", size=16, channels=1).x

@@ -249,6 +249,7 @@ def test_the_shipped_weights_are_what_the_experiment_computes():
         )
 
 
+@pytest.mark.slow
 def test_measure_learn_and_report_run_on_files(data_dir, tmp_path):
     if not (data_dir / "oddbench").is_dir():
         pytest.skip("needs oddbench/ in the data directory")

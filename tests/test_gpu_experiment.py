@@ -55,6 +55,7 @@ def test_every_check_leaves_records_without_an_error(tmp_path):
     assert f"{len(records)} records" in printed
 
 
+@pytest.mark.slow
 def test_the_cheapest_check_runs_and_a_second_run_is_appended(tmp_path):
     out = tmp_path / "new" / "results.jsonl"
     for times in (1, 2):

@@ -83,6 +83,7 @@ def test_contributions_add_up_and_name_the_level(fitted):
     assert contributions[0].argmax() == 2
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_grad_of_the_scorer(fitted):
     rows = fitted.standardiser_(with_gaps(table(64, 9), 0.2))
     plain = fitted.scorer_(rows)
@@ -114,6 +115,7 @@ def test_categories_alone_and_numbers_with_gaps_alone():
     assert np.isfinite(model.scorer_.normal_rows()).all()
 
 
+@pytest.mark.slow
 def test_networks_see_completed_rows():
     model = detector(num_networks=1, num_steps=100).fit(with_gaps(table(200, 0), 0.2))
     views = model.scores_by_view(with_gaps(table(20, 1), 0.2))

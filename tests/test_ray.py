@@ -111,6 +111,7 @@ def test_a_part_of_table_1_on_two_workers(two_workers, data_dir, tmp_path):
     assert_same_records(found, expected, tmp_path / "ray", tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_an_error_stops_the_sweep_as_here_and_keeps_what_is_done(two_workers, tmp_path):
     detectors = {"forest": forest, "broken": broken}
     for elsewhere in (None, two_workers):
@@ -187,6 +188,7 @@ def test_many_files_on_two_workers_and_here(two_workers, model, tmp_path):
     assert len(seen) == 3
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_scored_together(model, tmp_path):
     [first, *_] = files_of(tmp_path)
     for files, told in (([], "got 0 of 0 names"), ([first, tmp_path / "other" / first.name], "got 2 of 1 names")):

@@ -99,6 +99,7 @@ def test_a_killed_training_ends_where_it_would_have(name, looks, tmp_path, monke
     np.testing.assert_array_equal(resumed.score_samples(rows), whole.score_samples(rows))
 
 
+@pytest.mark.slow
 def test_several_networks_killed_and_taken_up(tmp_path, monkeypatch):
     network = MLP(width=16, depth=1)
 

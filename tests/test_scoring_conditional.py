@@ -76,6 +76,7 @@ def test_a_broken_dependency_shows_though_every_column_is_ordinary():
     assert auroc(labels, (x**2).sum(axis=1)) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_every_element_is_masked_exactly_once():
     """A denoiser that always says 0 makes the errors of the groups those of x itself, each element in one group."""
     x = jnp.asarray(2.0 ** np.arange(7)[None] ** 0.5, jnp.float32)

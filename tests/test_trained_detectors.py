@@ -207,6 +207,7 @@ def test_networks_trained_together_need_rows_of_one_width():
         )
 
 
+@pytest.mark.slow
 def test_detectors_fitted_together_score_like_those_fitted_alone():
     rng = np.random.default_rng(0)
     tables = [rng.normal(size=(size, 4)) * [1, 2, 3, 4] for size in (120, 90, 150)]

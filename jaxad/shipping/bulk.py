@@ -140,7 +140,7 @@ def score_file(
                 name = repr(columns[column]) if columns else str(column)
                 raise DataError(
                     f"{data}: nothing in row {done + row} (counting from 0), column {name}, and the model has learned from rows without "
-                    "gaps; fit it again with --gaps (the recommended detector), or leave such rows out"
+                    "gaps; fit it again with --gaps, or leave such rows out"
                 )
             yield names, x, piece.frame
             done += len(piece.x)

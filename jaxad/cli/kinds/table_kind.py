@@ -150,9 +150,13 @@ class Tables:
         elif options.normal is not None:
             raise ValueError("--normal is a label: name the column of labels with --label-column")
         knows = "categorical_features" in has
-        encoder = FrameEncoder(told, **({"categories": "codes"} if knows else {"gaps": "fill"}))
+        encoder = FrameEncoder(told, categories="codes" if knows else "one-hot")
         with named(data):
-            encoder.fit(frame)
+            rows = encoder.fit(frame).transform(frame, dialect)
+        gaps = bool(np.isnan(rows).any()) or options.gaps
+        if gaps and not knows:
+            say("this detector knows no gaps: they are filled with the middle of their column")
+            encoder.gaps = "fill"
             rows = encoder.transform(frame, dialect)
         try:
             refuse_non_finite(rows, str(data), columns=tuple(encoder.get_feature_names_out()), allow_nan=True)
@@ -162,10 +166,7 @@ class Tables:
             say(line)
         if short := [c.name for c in encoder.roles_ if c.role == "time" and c.name not in encoder.names_]:
             say(f"left out, since it spans less than two days or names days alone: {', '.join(short)}")
-        gaps = bool(np.isnan(rows).any()) or options.gaps
         mixed = len(encoder.categorical_features_) > 0
-        if not knows and any(column.missing for column in encoder.roles_ if column.name in encoder.names_):
-            say("this detector knows no gaps: they are filled with the middle of their column")
         kept |= {"columns": tuple(encoder.get_feature_names_out()), "encoder": encoder.to_json()}
         settings = {"categorical_features": encoder.categorical_features_.tolist()} if knows and mixed else {}
         return rows, settings | ({"allow_gaps": True} if knows and gaps else {}), kept
