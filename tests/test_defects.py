@@ -22,6 +22,9 @@ from jaxad.detectors.persistence import save_detector
 from jaxad.noise import log_uniform
 from jaxad.reports import defect_folder
 
+pytestmark = pytest.mark.slow
+"""Half a minute of training and drawing."""
+
 READING = {"size": [16, 16], "fit": "resize", "channels": 1}
 
 

@@ -14,6 +14,9 @@ from jaxad import noise, sampling, training
 from jaxad.denoisers import MLP, DiT
 from jaxad.denoising import classifier_free, make_denoiser, network_output
 
+pytestmark = pytest.mark.slow
+"""Half a minute of compiling."""
+
 few_shot = importlib.import_module(
     "jaxad.generation.few_shot"
 )  # the function of this name is all that the package shows

@@ -176,6 +176,7 @@ def test_a_state_cut_over_the_devices_trains_as_one_that_is_whole(name):
     assert on_the_last < 1.2 * everything / 8
 
 
+@pytest.mark.slow
 def test_a_chunk_of_steps_keeps_a_state_cut():
     mesh, sizes = mesh_of(8), dict(batch_size=8, num_steps=3)
     options = dict(loss=training.simple_loss(NETWORKS["dit"]), optimizer=ADAM, **sizes)
@@ -275,6 +276,7 @@ SCORING_WAYS = {
 }
 
 
+@pytest.mark.slow
 @every_network
 @pytest.mark.parametrize("run", SCORING_WAYS.values(), ids=SCORING_WAYS)
 def test_scores_and_maps_on_several_devices_are_those_of_one(name, run):

@@ -13,6 +13,9 @@ from experiments.in_context.network import InContextDenoiser, in_context_denoise
 from jaxad.closed_form import empirical_denoiser
 from jaxad.noise import NoiseLevel
 
+pytestmark = pytest.mark.slow
+"""Of experiments alone."""
+
 NETWORK = InContextDenoiser(width=8, depth=1, heads=2)
 RNG = np.random.default_rng(0)
 CONTEXT, NOISY = (jnp.asarray(RNG.normal(size=(rows, 3)), jnp.float32) for rows in (20, 5))

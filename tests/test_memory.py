@@ -270,6 +270,7 @@ def test_a_small_batch_is_asked_for_too():
     assert 0 < needed_by(network, sample_shape, 1).bytes(1) < needed_by(network, sample_shape, 16).bytes(8)
 
 
+@pytest.mark.slow
 def test_remat_saves_memory_unless_the_device_undoes_it():
     deep = partial(DiT, hidden=64, depth=5, heads=4, patch_size=4)
     plain = needed_by(deep(), (28, 28, 1), 64).per_row
@@ -277,6 +278,7 @@ def test_remat_saves_memory_unless_the_device_undoes_it():
     assert needed_by(deep(remat=True), (28, 28, 1), 64, remat=False).per_row == pytest.approx(plain, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_cpu_saves_nothing_with_remat():
     # When this fails XLA has learned it: then remat=False is wrong for CPUs, and the docstring of peak_bytes too.
     sizes = [
