@@ -121,7 +121,8 @@ WAYS = {
 
 
 UNET = [pytest.param("unet", way, marks=pytest.mark.slow) for way in ("mesh of 8", "shard_map on 8", "pmap on 8")]
-CASES = [("dit", way) for way in WAYS] + UNET
+DIT = [pytest.param("dit", way, marks=pytest.mark.slow if way in ("mesh of 2", "mesh of 4") else ()) for way in WAYS]
+CASES = DIT + UNET
 
 
 @pytest.mark.parametrize(("name", "way"), CASES)

@@ -159,6 +159,7 @@ def files_of(tmp_path):
     return sorted(tmp_path.glob("rows_*.npy"))
 
 
+@pytest.mark.slow
 def test_many_files_on_two_workers_and_here(two_workers, model, tmp_path):
     files, seen = files_of(tmp_path), []
 
