@@ -89,6 +89,17 @@ def added(values: Float[Array, "..."], window: int) -> Any:
     return jax.lax.reduce_window(values, 0.0, jax.lax.add, (window,) + (1,) * (values.ndim - 1), (1,) * values.ndim, "VALID")
 
 
+class StreamState(NamedTuple):
+    """What a stream remembers."""
+
+    rows: Float[Array | np.ndarray, "..."]
+    """[longest window, channels]: the last points, standardised."""
+    count: Int[Array | np.ndarray, ""]
+    """How many there have been."""
+    said: Float[Array | np.ndarray, "..."]
+    """[32]: the evidence of the last points, not yet smoothed."""
+
+
 class Windows(Scorer):
     """Windows in the coordinates of training's principal components: ``[windows, components]``."""
 
@@ -144,6 +155,11 @@ class Nearest(Scorer):
     windows: Windows
     known: Known
 
+    @property
+    def channels(self) -> int:
+        """Of a point."""
+        return self.windows.middle.shape[1]
+
     def __call__(self, rows: Float[Array, "time channels"]) -> Float[Array, " windows"]:
         """Of every window."""
         codes = self.windows(rows)
@@ -161,6 +177,11 @@ class Patterns(Scorer):
 
     windows: Windows
 
+    @property
+    def channels(self) -> int:
+        """Of a point."""
+        return self.windows.middle.shape[1]
+
     def __call__(self, rows: Float[Array, "time channels"]) -> Float[Array, " windows"]:
         """Of every window."""
         return self.windows.length_of_rest(rows) / self.windows.middle.size
@@ -177,6 +198,11 @@ class Clusters(Scorer):
     """[clusters, window, channels], in shares of the channels' range."""
     share: Float[Array | np.ndarray, "..."]
     """[channels]: from standardised values to those shares."""
+
+    @property
+    def channels(self) -> int:
+        """Of a point."""
+        return self.share.shape[0]
 
     def __call__(self, rows: Float[Array, "time channels"]) -> Float[Array, " windows"]:
         """Of every window."""
@@ -211,6 +237,11 @@ class Forecast(Scorer):
     spread: Float[Array | np.ndarray, "..."]
     """[channels]: of the errors in training."""
 
+    @property
+    def channels(self) -> int:
+        """Of a point."""
+        return self.bias.shape[0]
+
     def guess(self, rows: Float[Array, "time channels"]) -> Float[Array, "windows channels"]:
         """What was to be expected of every point but the first ones."""
         return along(rows[:-1], self.weights) + self.bias[None]
@@ -238,22 +269,32 @@ class Series(Scorer):
     """Points that each view looks at in one piece; a forecast's error is of the last of them alone."""
     causal: bool = static(default=False)
 
-    def __call__(self, stretch: Stretch) -> Float[Array, " time"]:
-        """How anomalous is every point? Larger = more."""
-        return self.combined(self.values(stretch), stretch)
+    def __call__(self, series: Any) -> Float[Array, " time"]:
+        """How anomalous is every point of a series ``[time, channels]``, or of a ``Stretch``? Larger = more."""
+        stretch = self._stretch(series)
+        return self.combined(self.values(stretch), stretch)[: len(series) if stretch is not series else None]
+
+    def _stretch(self, series) -> Stretch:
+        """As long as the longest window at least."""
+        if isinstance(series, Stretch):
+            return series
+        count, whole = len(series), max(self.windows)
+        padded = jnp.pad(series, ((0, max(whole - count, 0)), (0, 0)))
+        return Stretch(padded, np.int32(0), np.int32(count))
 
     def combined(self, values: Float[Array, "views time"], stretch: Stretch) -> Float[Array, " time"]:
         """The same of what the views have said."""
         return self._smooth(jnp.sum(self._weighted(values, stretch), axis=0), stretch)
 
-    def where(self, stretch: Stretch) -> Float[Array, "time channels"]:
+    def where(self, series: Any) -> Float[Array, "time channels"]:
         """The same by channel: the parts add up to the score."""
+        stretch = self._stretch(series)
         weighted = self._weighted(self.values(stretch), stretch)
         parts = jnp.zeros_like(stretch.rows)
         for number, view in enumerate(self.views):
             share = self._of_points(number, view.parts(stretch.rows), stretch) + 1e-12
             parts = parts + weighted[number][:, None] * share / jnp.sum(share, axis=1, keepdims=True)
-        return self._smooth(parts, stretch)
+        return self._smooth(parts, stretch)[: len(series) if stretch is not series else None]
 
     def _weighted(self, values, stretch: Stretch):
         """The evidence of each view; 1, as of a usual point, where there is no whole window yet."""
@@ -292,6 +333,36 @@ class Series(Scorer):
         there = (time >= stretch.begin) & (time < stretch.end)
         before = SMOOTHING - 1 if self.causal else SMOOTHING // 2
         return _mean_over(values, there, before, SMOOTHING - 1 - before)
+
+    def init(self) -> StreamState:
+        """The state of a stream of which nothing has been seen.
+
+        Raises:
+            ValueError: a scorer that judges a point by what follows: fit with ``causal=True``.
+        """
+        if not self.causal:
+            raise ValueError("a stream knows nothing of what follows: fit the detector with causal=True")
+        shape = max(self.windows), self.channels
+        return StreamState(jnp.zeros(shape), jnp.zeros((), jnp.int32), jnp.zeros(SMOOTHING))
+
+    def step(self, state: StreamState, point: Float[Array, " channels"]) -> tuple[StreamState, Float[Array, ""]]:
+        """``(state, score)`` after one more point ``[channels]``, standardised: pure, in constant memory, the batch's score of that point.
+
+        ``jax.lax.scan(scorer.step, scorer.init(), series)`` scores a series; ``jax.vmap`` over states and points, a fleet.
+        """
+        assert self.evidence is not None
+        rows, count = jnp.concatenate([state.rows[1:], point[None]]), state.count + 1
+        values = jnp.stack([view(rows[-window:])[0] for view, window in zip(self.views, self.windows, strict=True)])
+        evidence = jnp.where(count >= jnp.array(self.windows), self.evidence(values[None])[:, 0], 1.0)
+        said = jnp.concatenate([state.said[1:], jnp.sum(self.weights * evidence)[None]])
+        there = jnp.arange(SMOOTHING) >= SMOOTHING - count
+        score = jnp.sum(jnp.where(there, said, 0.0)) / jnp.minimum(count, SMOOTHING)
+        return StreamState(rows, count, said), score
+
+    @property
+    def channels(self) -> int:
+        """Of a point."""
+        return self.views[0].channels
 
     @property
     def reach(self) -> tuple[int, int]:
@@ -384,7 +455,8 @@ def _forecast_view(segments, channels: int) -> Forecast:
 def _clusters_view(segments, share: np.ndarray, window: int, seed: int) -> Clusters:
     windows = windows_of(segments, window, MOST_LEARNED_WINDOWS) * share
     flat = windows.reshape(len(windows), -1)
-    found = KMeans(min(CLUSTERS, len(flat)), n_init=2, random_state=seed).fit(flat).cluster_centers_
+    different = len(np.unique(flat, axis=0))  # of series that hardly ever change
+    found = KMeans(min(CLUSTERS, different), n_init=2, random_state=seed).fit(flat).cluster_centers_
     centres = np.concatenate([found, np.full((CLUSTERS - len(found), flat.shape[1]), 1e3)])
     return Clusters(centres.reshape(CLUSTERS, *windows.shape[1:]).astype(np.float32), share.astype(np.float32))
 
@@ -403,7 +475,7 @@ class SeriesDetector(Estimator):
         random_state: seed of the clusters and of the search for components.
 
     Attributes:
-        scorer_: a ``Series``, a pure function of a ``Stretch``.
+        scorer_: a ``Series``, a pure function of a whole standardised series, or of a ``Stretch`` of it.
 
     Raises:
         ValueError: from ``fit``: fewer than 32 points, more than 1,024 channels, values that are not finite.
@@ -465,6 +537,12 @@ class SeriesDetector(Estimator):
         }
         views, windows = tuple(make[name][0]() for name in weights), tuple(make[name][1] for name in weights)
         return Series(views, None, np.array(list(weights.values()), np.float32), tuple(weights), windows, self.causal)
+
+    def _keep(self, learned: Learned):
+        super()._keep(learned)
+        # A channel's part is never more than the score.
+        self.where_threshold_ = float(-self.offset_ if np.isfinite(self.offset_) else -self.calibration_scores_.min())
+        return self
 
     def _scored(self, X, call, function: Any = None) -> Any:
         rows = self.standardiser_(check_scoring_data(self, X))
