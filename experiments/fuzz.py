@@ -689,7 +689,8 @@ def _encoder() -> Iterator[tuple[list[Files], Read]]:
     from jaxad.data import FrameEncoder
 
     frame = pd.read_csv(io.StringIO(MIXED), na_values=["?"])
-    kept = [FrameEncoder(**how).fit(frame).to_json() for how in ({}, {"gaps": "fill"}, {"categories": "codes"})]
+    ways: list[dict[str, Any]] = [{}, {"gaps": "fill"}, {"categories": "codes"}]
+    kept = [FrameEncoder(**how).fit(frame).to_json() for how in ways]
 
     def read(folder):
         try:

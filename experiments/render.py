@@ -6,7 +6,7 @@
 A block lies between a line ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` and is written from ``experiments/results/NAME.jsonl``.
 Instead of ``table``: ``comparison``, every detector against kNN; ``costs``, a row per detector with its time; ``cycle`` and ``gains``, the
 two tables of ``experiments.cycle``. ``detectors=a,b`` after the name picks and orders columns, ``published=a,b`` does so for the paper's;
-``published=`` leaves them out. Runtime: seconds.
+``published=`` leaves them out. ``series`` with ``half=dev``, ``confirm`` or all: the table of ``experiments.series``. Runtime: seconds.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments import cycle
+from experiments import cycle, series
 from experiments.images import read
 from jaxad.cli import exit_on_user_error
 from jaxad.data import did_you_mean
@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAPER = json.loads((Path(__file__).parent / "published_table1.json").read_text(encoding="utf-8"))
 BLOCK = re.compile(
-    r"^<!-- (table|comparison|costs|cycle|gains):(\S+)((?: \w+=\S*)*) -->\n(.*?)^<!-- /\1:\2 -->$", re.M | re.S
+    r"^<!-- (table|comparison|costs|cycle|gains|series):(\S+)((?: \w+=\S*)*) -->\n(.*?)^<!-- /\1:\2 -->$", re.M | re.S
 )
-MARKER = re.compile(r"^<!-- /?(?:table|comparison|costs|cycle|gains):", re.M)
+MARKER = re.compile(r"^<!-- /?(?:table|comparison|costs|cycle|gains|series):", re.M)
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ def _block(kind: str, name: str, options: dict[str, str], results: Path) -> str:
     path = results / f"{name}.jsonl"
     if not path.exists():
         return f"*No records yet: `experiments/results/{name}.jsonl` is written by the experiment of that name.*"
+    if kind == "series":
+        return series.table(read(path), options.get("half", "all"))
     if kind in ("cycle", "gains"):
         return {"cycle": cycle.table, "gains": cycle.differences}[kind](read(path))
     records = sweep.read_results(path)

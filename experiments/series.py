@@ -60,7 +60,9 @@ class Moving:
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         scores = np.zeros(len(X))
-        sums, squares = (np.concatenate([np.zeros((1, X.shape[1])), np.cumsum(of, axis=0)]) for of in (X, X.astype(float) ** 2))
+        sums, squares = (
+            np.concatenate([np.zeros((1, X.shape[1])), np.cumsum(of, axis=0)]) for of in (X, X.astype(float) ** 2)
+        )
         for at in range(2, len(X)):
             begin = max(at - 100, 0)
             mean = (sums[at] - sums[begin]) / (at - begin)
@@ -94,7 +96,9 @@ class ForestOfWindows:
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         windows = self._windows(X)
-        of = np.concatenate([self.forest.score_samples(windows[start : start + 4096]) for start in range(0, len(windows), 4096)])
+        of = np.concatenate(
+            [self.forest.score_samples(windows[start : start + 4096]) for start in range(0, len(windows), 4096)]
+        )
         sums = np.concatenate([[0.0], np.cumsum(of)])
         points = np.arange(len(X))
         low, high = np.maximum(points - self.window + 1, 0), np.minimum(points + 1, len(of))
@@ -180,19 +184,29 @@ def judged(each: LabelledSeries, scores: np.ndarray, affiliations: bool) -> dict
     return row
 
 
+def table(records: list[dict], half: str = "all") -> str:
+    """VUS-PR by collection, then the means, in Markdown; the best of a column in bold."""
+    chosen = [row for row in records if half in ("all", row["half"])]
+    collections, methods = (list(dict.fromkeys(row[key] for row in chosen)) for key in ("collection", "method"))
+    values = np.empty((len(methods), len(collections) + 4))
+    for number, method in enumerate(methods):
+        rows = [row for row in chosen if row["method"] == method]
+        means = [_mean([row["VUS-PR"] for row in rows if row["collection"] == name]) for name in collections]
+        more = [_mean([row[key] for row in rows]) for key in ("VUS-PR", "VUS-ROC", "AP")]
+        values[number] = (*means, np.nanmean(means), *more)
+    best = np.nanmax(values, axis=0)
+    lines = [f"| method | {' | '.join(collections)} | macro | micro | VUS-ROC | AP |", "|---|" + "---:|" * values.shape[1]]
+    for method, row in zip(methods, values, strict=True):
+        cells = [f"**{value:.3f}**" if value == top else f"{value:.3f}" for value, top in zip(row, best, strict=True)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def show(records: list[dict]) -> None:
-    """VUS-PR by collection, then the means, in Markdown."""
-    console = Console(width=220, highlight=False)
-    collections = list(dict.fromkeys(row["collection"] for row in records))
-    for half in ("all", "dev", "confirm"):
-        chosen = [row for row in records if half in ("all", row["half"])]
-        console.print(f"\n{half}\n\n| method | {' | '.join(collections)} | macro | micro | VUS-ROC | AP |")
-        console.print("|---|" + "---:|" * (len(collections) + 4))
-        for method in dict.fromkeys(row["method"] for row in chosen):
-            rows = [row for row in chosen if row["method"] == method]
-            means = [_mean([row["VUS-PR"] for row in rows if row["collection"] == name]) for name in collections]
-            more = [_mean([row[key] for row in rows]) for key in ("VUS-PR", "VUS-ROC", "AP")]
-            console.print(f"| {method} | {' | '.join(f'{value:.3f}' for value in (*means, np.nanmean(means), *more))} |")
+    """All series, then the halves."""
+    console = Console(width=220, highlight=False, markup=False)
+    for half in ("all", *dict.fromkeys(row["half"] for row in records)):
+        console.print(f"\n{half}\n\n{table(records, half)}")
 
 
 def _mean(values) -> float:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         KNNDetector,
         MahalanobisDetector,
         PyODDetector,
+        SeriesDetector,
         SquaredNorm,
         fit_many,
     )
@@ -66,6 +67,7 @@ __all__ = [
     "KNNDetector",
     "MahalanobisDetector",
     "PyODDetector",
+    "SeriesDetector",
     "SquaredNorm",
     "closed_form",
     "data",

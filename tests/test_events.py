@@ -1,5 +1,7 @@
 """Metrics of time series: golden values of the official code (TSB-AD 1.5, affiliation-metrics-py), and the definitions, read directly."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -62,7 +64,10 @@ def test_the_period_of_waves_and_of_noise():
 )
 def test_affiliation_of_the_official_code(flagged, precision, recall):
     labels = stretches((20, 30), (60, 65), length=100)
-    assert metrics.affiliation(labels, flagged) == (pytest.approx(precision, abs=1e-12), pytest.approx(recall, abs=1e-12))
+    assert metrics.affiliation(labels, flagged) == (
+        pytest.approx(precision, abs=1e-12),
+        pytest.approx(recall, abs=1e-12),
+    )
 
 
 def test_affiliation_is_the_integral_of_its_definition():
@@ -78,7 +83,7 @@ def by_brute_force(labels, flagged, fine=20):
     grid = (np.arange(len(labels) * fine) + 0.5) / fine
     on, alarm = np.repeat(labels, fine).astype(bool), np.repeat(flagged, fine).astype(bool)
     events = metrics.events_of(labels)
-    borders = [0, *((a[1] + b[0]) / 2 for a, b in zip(events, events[1:], strict=False)), len(labels)]
+    borders = [0, *((a[1] + b[0]) / 2 for a, b in pairwise(events)), len(labels)]
     precisions, recalls = [], []
     for number, (start, end) in enumerate(events):
         zone = (grid >= borders[number]) & (grid < borders[number + 1])

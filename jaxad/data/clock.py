@@ -1,6 +1,6 @@
 """A table of readings as a time series: which column is the clock, is it in order, and where are its gaps?"""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,9 @@ def ticks(frame: "pd.DataFrame", clock: Clock) -> np.ndarray:
         raise DataError(f"expected the clock of training, column {clock.name!r}, but there is none")
     times = times_of(frame[clock.name], clock.written)
     if (missing := np.flatnonzero(times.isna())).size:
-        raise DataError(f"column {clock.name!r}: no time in row {missing[0]} (counting from 0); a clock has no gaps, leave such rows out")
+        raise DataError(
+            f"column {clock.name!r}: no time in row {missing[0]} (counting from 0); a clock has no gaps, leave such rows out"
+        )
     seconds = (times - times.iloc[0]).dt.total_seconds().to_numpy(np.float64)
     if (back := np.flatnonzero(np.diff(seconds) < 0)).size:
         row = back[0] + 1
@@ -59,8 +61,8 @@ def about(seconds: np.ndarray) -> list[str]:
         said.append(f"{twice} points at the time of the one before: they are taken as points of their own")
     if (longer := steps > USUAL * usual).any() and usual > 0:
         said.append(
-            f"{int(longer.sum())} gaps in the clock, the longest {_words(float(steps.max()))}: points on both sides are taken as neighbours, "
-            "fill in empty rows if that is wrong"
+            f"{int(longer.sum())} gaps in the clock, the longest {_words(float(steps.max()))}: points on both sides are "
+            "taken as neighbours, fill in empty rows if that is wrong"
         )
     return said
 
@@ -70,23 +72,3 @@ def _words(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
-
-
-def stretches(flagged: np.ndarray, scores: np.ndarray, where: Any, names: tuple[str, ...], most: int = 3) -> list[dict[str, Any]]:
-    """The events: runs of flagged points as ``start``, ``end`` (the last point), ``peak`` and the channels that say most.
-
-    ``flagged [time]`` bool, ``scores [time]`` and ``where [time, channels]`` larger = more anomalous.
-
-    >>> stretches(np.array([False, True, True]), np.array([0.0, 2.0, 3.0]), np.array([[0.0], [2.0], [3.0]]), ("heat",))
-    [{'start': 1, 'end': 2, 'peak': 2, 'score': 3.0, 'channels': 'heat'}]
-    """
-    from jaxad.metrics.events import events_of
-
-    found = []
-    for start, end in events_of(flagged.astype(int)):
-        peak = start + int(np.argmax(scores[start:end]))
-        share = where[start:end].sum(axis=0)
-        chosen = [number for number in np.argsort(-share)[:most] if share[number] > 0.1 * share.sum()]
-        channels = ", ".join(names[number] for number in chosen)
-        found.append({"start": start, "end": end - 1, "peak": peak, "score": float(scores[peak]), "channels": channels})
-    return found

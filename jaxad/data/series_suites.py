@@ -31,8 +31,8 @@ class LabelledSeries(NamedTuple):
 def series_collections(data_dir: Path | None = None) -> list[LabelledSeries]:
     """180 series of eight public collections, with an anomaly each, as their authors cut them; in a fixed order.
 
-    SMD, SMAP, MSL: their own test part, with all command bits as channels. SKAB: 400 points to learn from. NAB: 15 %, at most 750. UCR: as the
-    file's name says. Symbols: 10,000. ECG: 20,000 points (which hold anomalies), then 40,000 to test.
+    SMD, SMAP, MSL: their own test part, with all command bits as channels. SKAB: 400 points to learn from. NAB: 15 %, at most 750. UCR: as
+    the file's name says. Symbols: 10,000. ECG: 20,000 points (which hold anomalies), then 40,000 to test.
 
     Raises:
         DataError: no folder ``series`` with the six files.
@@ -47,7 +47,9 @@ def series_collections(data_dir: Path | None = None) -> list[LabelledSeries]:
         "ucr_tsbuad.npz": _univariate,
     }
     if missing := [name for name in readers if not (folder / name).is_file()]:
-        raise DataError(f"{folder}: expected the series collections, {missing[0]} is missing; name a folder that holds series/ with --data-dir")
+        raise DataError(
+            f"{folder}: expected the series collections, {missing[0]} is missing; name a folder that holds series/ with --data-dir"
+        )
     found = []
     for name, read in readers.items():
         with np.load(folder / name, allow_pickle=False) as arrays:
@@ -64,7 +66,9 @@ def tsb_ad(folder: Path) -> Iterator[LabelledSeries]:
     """
     files = sorted(folder.glob("*_tr_*_1st_*.csv"))
     if not files:
-        raise DataError(f"{folder} holds no file in TSB-AD's layout, such as 001_NAB_id_1_Facility_tr_1007_1st_2014.csv")
+        raise DataError(
+            f"{folder} holds no file in TSB-AD's layout, such as 001_NAB_id_1_Facility_tr_1007_1st_2014.csv"
+        )
     for file in files:
         values = np.loadtxt(file, delimiter=",", skiprows=1, dtype=np.float64, ndmin=2)
         begin = int(re.findall(r"_tr_(\d+)_", file.name)[0])

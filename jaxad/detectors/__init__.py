@@ -12,6 +12,7 @@ from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.image import ImageDetector
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
 from jaxad.detectors.scorer import Scorer, static
+from jaxad.detectors.series import SeriesDetector
 from jaxad.detectors.taught import CycleDetector
 from jaxad.standardiser import Standardiser
 
@@ -33,6 +34,7 @@ __all__ = [
     "MahalanobisDetector",
     "PyODDetector",
     "Scorer",
+    "SeriesDetector",
     "SquaredNorm",
     "Standardiser",
     "fit_many",

@@ -30,6 +30,7 @@ from jaxad.detectors import (
     ImageDetector,
     KNNDetector,
     MahalanobisDetector,
+    SeriesDetector,
     SquaredNorm,
 )
 from jaxad.detectors.estimator import listed_elsewhere
@@ -58,6 +59,10 @@ def untrained_dit(seed: int) -> DiffusionDetector:
     )
 
 
+def _of_one_view(view: str, seed: int) -> SeriesDetector:
+    return SeriesDetector(views=(view,), random_state=seed)
+
+
 ROWS: dict[str, Factory] = {
     # scikit-learn's own objects, with the settings of DTE's and PyOD's tables
     "iforest": lambda seed: IsolationForest(n_estimators=100, random_state=np.random.RandomState(seed)),
@@ -83,6 +88,12 @@ ROWS: dict[str, Factory] = {
 """What is fitted on rows of numbers and nothing else."""
 
 PICTURES: dict[str, Factory] = {"image": lambda seed: ImageDetector(random_state=seed)}
+
+SERIES: dict[str, Factory] = {
+    "recommended": lambda seed: SeriesDetector(random_state=seed),
+    **{f"series-{view}": partial(_of_one_view, view) for view in ("patterns", "nearest", "forecast", "clusters")},
+}
+"""What is fitted on time series: PCA, kNN, k-means on windows and a ridge forecast stand beside."""
 
 DETECTORS: dict[str, Factory] = ROWS | PICTURES | {"cycle": lambda seed: CycleDetector(random_state=seed)}
 

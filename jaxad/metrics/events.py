@@ -1,13 +1,13 @@
 """How well do point scores of a time series find events: stretches of anomalous points, some long, some short, with vague borders.
 
-``labels [time]`` are 1 on anomalous points; ``scores [time]`` are ANOMALY scores, larger = more anomalous; an event is a run of ones. VUS and
-the area under the precision-recall curve need no threshold. Affiliation, overlap of events, delay take ``flagged [time]``: what a threshold
-has flagged. Print a random score beside all of them: affiliation F gives it .7, point adjustment .9.
+``labels [time]`` are 1 on anomalous points; ``scores [time]`` are ANOMALY scores, larger = more anomalous; an event is a run of ones. VUS
+needs no threshold. Affiliation, overlap of events and delay take ``flagged [time]``: what a threshold has flagged. Print a random score
+beside all of them: affiliation F gives it .7, point adjustment .9.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,13 +26,15 @@ def events_of(flags) -> list[tuple[int, int]]:
     """
     flags = np.asarray(flags)
     if flags.ndim != 1 or not np.isin(flags, (0, 1)).all():
-        raise ValueError(f"expected zeros and ones [time], got shape {flags.shape} with {np.unique(flags)[:5].tolist()}")
+        raise ValueError(
+            f"expected zeros and ones [time], got shape {flags.shape} with {np.unique(flags)[:5].tolist()}"
+        )
     change = np.diff(np.concatenate([[0], flags.astype(np.int8), [0]]))
     return list(zip(np.flatnonzero(change == 1).tolist(), np.flatnonzero(change == -1).tolist(), strict=True))
 
 
 def period_of(values) -> int:
-    """How long a series takes to repeat: the highest peak of the autocorrelation of ``values [time]`` between 3 and 300; 125 if there is none.
+    """After how many points ``values [time]`` repeat: the highest peak of the autocorrelation between 3 and 300; 125 if there is none.
 
     TSB-AD's rule for the window of ``vus`` (``find_length_rank``), on the first 20,000 points and 400 lags.
 
@@ -78,15 +80,15 @@ def vus(labels, scores, window: int) -> tuple[float, float]:
     # The first threshold that flags each point.
     met = np.searchsorted(-thresholds, -scores, side="left")
 
-    def flagged(weights, where=slice(None)):
-        return np.cumsum(np.bincount(met[where], weights, NUM_THRESHOLDS + 1)[:NUM_THRESHOLDS])
+    def flagged(met, weights):
+        return np.cumsum(np.bincount(met, weights, NUM_THRESHOLDS + 1)[:NUM_THRESHOLDS])
 
-    predicted, hits = flagged(np.ones(count)), flagged(labels.astype(float))
+    predicted, hits = flagged(met, np.ones(count)), flagged(met, labels.astype(float))
     positives, areas = labels.sum(), np.zeros((window + 1, 2))
     for width in range(window + 1):
         ramp = _ramps(events, count, width)
         near = np.flatnonzero((ramp > 0) & (labels == 0))
-        soft = flagged(np.minimum(ramp[near], 1.0), near)
+        soft = flagged(met[near], np.minimum(ramp[near], 1.0))
         extended = _joined(events, count, width // 2)
         first = np.array([met[start:end].min() for start, end in extended])
         existence = np.cumsum(np.bincount(first, minlength=NUM_THRESHOLDS + 1)[:NUM_THRESHOLDS]) / len(extended)
@@ -262,7 +264,32 @@ def _both(labels, flagged) -> tuple[list[tuple[int, int]], list[tuple[int, int]]
     """The events and the flagged stretches, checked."""
     events, found = events_of(labels), events_of(flagged)
     if len(np.asarray(labels)) != len(np.asarray(flagged)):
-        raise ValueError(f"expected as many flags as labels, got {len(np.asarray(flagged))} and {len(np.asarray(labels))}")
+        raise ValueError(
+            f"expected as many flags as labels, got {len(np.asarray(flagged))} and {len(np.asarray(labels))}"
+        )
     if not events:
         raise ValueError("expected an event, a run of ones in labels, got none: there is nothing to find")
     return events, found
+
+
+def marked_events(
+    flagged: np.ndarray, scores: np.ndarray, where: Any, names: tuple[str, ...], most: int = 3
+) -> list[dict[str, Any]]:
+    """The events: of every run of flagged points ``start``, ``end`` (the last point), ``peak`` and the channels that say most.
+
+    A score rises before an event and falls after it, as windows begin and cease to hold it. So an event is that part of a run around its
+    peak whose scores are at least half of the peak's. ``flagged [time]`` bool, ``scores [time]`` and ``where [time, channels]``, both
+    larger = more anomalous.
+
+    >>> marked_events(np.array([False, True, True]), np.array([0.0, 1.0, 3.0]), np.array([[0.0], [1.0], [3.0]]), ("heat",))
+    [{'start': 2, 'end': 2, 'peak': 2, 'score': 3.0, 'channels': 'heat'}]
+    """
+    found = []
+    for low, high in events_of(flagged.astype(int)):
+        peak = low + int(np.argmax(scores[low:high]))
+        start, end = next((a, b) for a, b in events_of((scores >= scores[peak] / 2) & flagged) if a <= peak < b)
+        share = where[start:end].sum(axis=0)
+        chosen = [number for number in np.argsort(-share)[:most] if share[number] > 0.2 * share.sum()]
+        channels = ", ".join(names[number] for number in chosen)
+        found.append({"start": start, "end": end - 1, "peak": peak, "score": float(scores[peak]), "channels": channels})
+    return found

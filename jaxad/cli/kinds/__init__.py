@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from jaxad.cli.kinds.picture_kind import Pictures
+from jaxad.cli.kinds.series_kind import Series
 from jaxad.cli.kinds.table_kind import Tables
 
 
@@ -88,7 +89,7 @@ class Asked(NamedTuple):
         return {"alpha": self.alpha, "fdr": self.fdr}
 
 
-KINDS: list[Kind] = [Tables(), Pictures()]
+KINDS: list[Kind] = [Tables(), Pictures(), Series()]
 """Later ones are asked first. The first one takes what no other does, and is that of models that remember nothing."""
 
 

@@ -67,7 +67,7 @@ class Series(Tables):
             other = {column.name: "leave-out" for column in roles if column.role == "time"}
             encoder = FrameEncoder(told | other).fit(frame)
             rows = encoder.transform(frame, dialect)
-        for line in about_columns(encoder.roles_):
+        for line in about_columns(roles):
             say(line)
         kept |= {"columns": tuple(encoder.get_feature_names_out()), "encoder": encoder.to_json()}
         kept["clock"] = None if clock is None else list(clock)
@@ -81,24 +81,32 @@ class Series(Tables):
         from jaxad import metrics
         from jaxad.cli.terminal import plain_console, say_scored
         from jaxad.data import read_frame
-        from jaxad.data.clock import Clock, about, stretches, ticks
+        from jaxad.data.clock import Clock, about, ticks
         from jaxad.data.frame_files import named, taken_apart
         from jaxad.data.roles import labels_of, normal_word
+        from jaxad.metrics import events as of_events
         from jaxad.shipping.bulk import HEADER, Scored, judged, write_scores
 
         if options.why:
-            raise ValueError("--why is for rows of tables; the column channel says which channel says most of every point")
+            raise ValueError(
+                "--why is for rows of tables; the column channel says which channel says most of every point"
+            )
         started, detector = _now(), asked.loaded.detector
-        reading, say = asked.loaded.reading(asked.data, options.label_column, options.id_column, options.normal), plain_console().print
+        reading, say = (
+            asked.loaded.reading(asked.data, options.label_column, options.id_column, options.normal),
+            plain_console().print,
+        )
         dialect, encoder = reading["dialect"], reading["encoder"]
         frame = read_frame(asked.data, dialect=dialect)
-        frame, labels, ids = taken_apart(frame, asked.data, reading["label_column"], reading["drop"], reading["id_column"])
+        frame, labels, ids = taken_apart(
+            frame, asked.data, reading["label_column"], reading["drop"], reading["id_column"]
+        )
         clock = asked.loaded.extra.get("clock")
         with named(asked.data):
             rows, times = encoder.transform(frame, dialect), None
             if clock is not None:
                 times = frame[clock[0]] if clock[0] in frame.columns else None
-                for line in about(ticks(frame, Clock(*clock))):
+                for line in about(ticks(frame, Clock(*clock)))[1:]:
                     say(line)
         scores, where = detector.score_and_where(rows)
         p, flagged = judged(detector, scores, **asked.rates)
@@ -106,7 +114,7 @@ class Series(Tables):
         where = np.stack([where[:, parts == number].sum(axis=1) for number in range(len(names))], axis=1)
         told = np.arange(len(rows)) if ids is None else ids
         told = told if times is None else times.to_numpy()
-        first = (clock[0] if times is not None else reading["id_column"]) or HEADER[0]
+        first = (str(clock[0]) if clock is not None and times is not None else reading["id_column"]) or HEADER[0]
         lines = zip(
             map(str, told),
             (-scores).tolist(),
@@ -117,11 +125,17 @@ class Series(Tables):
         )
         write_scores(asked.out, (first, *HEADER[1:], "channel"), lines)
         say_scored("points", Scored(len(rows), 0, int(flagged.sum()), _now() - started), asked.out)
-        events = stretches(flagged, -scores, where, names)
-        say(f"{len(events)} events" + "".join(f"\n  {_told(event, told)}" for event in sorted(events, key=lambda e: -e["score"])[:5]))
+        events = of_events.marked_events(flagged, -scores, where, names)
+        say(
+            f"{len(events)} events"
+            + "".join(f"\n  {_told(event, told)}" for event in sorted(events, key=lambda e: -e["score"])[:5])
+        )
         if options.events is not None:
             header = ("start", "end", "peak", "anomaly_score", "channels")
-            found = [(*(str(told[event[key]]) for key in ("start", "end", "peak")), event["score"], event["channels"]) for event in events]
+            found = [
+                (*(str(told[event[key]]) for key in ("start", "end", "peak")), event["score"], event["channels"])
+                for event in events
+            ]
             write_scores(options.events, header, found)
         if labels is not None:
             word, _ = normal_word(labels, options.label_column, reading["normal"])
@@ -129,16 +143,19 @@ class Series(Tables):
             if len(np.unique(y)) < 2:
                 say(f"nothing is measured: all {len(y)} labels are {y[0]}, a measure needs both")
                 return
-            window = metrics.events.period_of(rows[:, 0])
-            roc, precision = metrics.events.vus(y, -scores, window)
+            window = of_events.period_of(rows[:, 0])
+            roc, precision = of_events.vus(y, -scores, window)
             say(
-                f"VUS-PR {precision:.4f}, VUS-ROC {roc:.4f} (windows up to {window} points), AUROC {metrics.auroc(y, -scores):.4f}, average "
-                f"precision {metrics.average_precision(y, -scores):.4f}; a score without any skill has a VUS-PR of about {y.mean():.3f}"
+                f"VUS-PR {precision:.4f}, VUS-ROC {roc:.4f} (windows up to {window} points), AUROC {metrics.auroc(y, -scores):.4f}, "
+                f"average precision {metrics.average_precision(y, -scores):.4f}; a score without any skill has a VUS-PR of about "
+                f"{y.mean():.3f}"
             )
 
     def generate(self, model: Path, out: Path, made: dict[str, Any], options: Any) -> None:
         """Not yet."""
-        raise ValueError(f"{model} was fitted on a time series: anomalies of series are made from Python (jaxad.generation.stretches)")
+        raise ValueError(
+            f"{model} was fitted on a time series: anomalies of series are made from Python (jaxad.generation.stretches)"
+        )
 
 
 def _told(event: dict[str, Any], told: Any) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,12 +30,18 @@ class ScoringRows(Scoring):
 
     why: int = 0
     """Tables: for every flagged row, so many columns that say most, with what each contributes to the score."""
+    events: Path | None = None
+    """Series: file for the stretches that are flagged: start, end, peak, score, channels; .csv, .parquet or .jsonl."""
 
 
 @dataclass(frozen=True)
 class Fitting(Scoring):
     """What is learned from."""
 
+    kind: Literal["table", "series"] | None = None
+    """What a file holds: rows that stand each by itself (table, the default), or points in order of time (series)."""
+    causal: bool = False
+    """Series: judge a point by what came before it alone, as a stream has to; otherwise by what follows as well."""
     columns: str | None = None
     """Tables: what columns are, if it is not found out: "age=number,zip=category,ref=leave-out"; or time."""
     missing: str | None = None
@@ -80,6 +86,8 @@ class Tables:
 
     def settings(self, options: Any, given: set[str]) -> dict[str, Any]:
         """One of them."""
+        if options.causal:
+            raise ValueError("--causal is for time series: say --kind series")
         return {"contamination": options.contamination} if options.contamination is not None else {}
 
     def limits(self, options: Any, has: Any, resumes: bool, say: Any) -> dict[str, Any]:
@@ -221,6 +229,8 @@ class Tables:
         detector, extra, mark = asked.loaded
         data, out, label = asked.data, asked.out, options.label_column
         say = plain_console().print
+        if options.events is not None:
+            raise ValueError("--events is for models of a time series (jaxad fit FILE --kind series)")
         if options.why < 0:
             raise ValueError(f"--why is a number of columns, got {options.why}")
         reading = asked.loaded.reading(data, label, options.id_column, options.normal)
