@@ -192,10 +192,11 @@ def test_what_scores_a_row_by_its_neighbours_in_the_file_is_not_saved(tmp_path, 
 
 
 def test_names_are_for_a_kind_of_data():
-    tables, pictures = kinds.KINDS
+    tables, pictures, series = kinds.KINDS
     assert {"recommended", "knn", "dit"} <= set(tables.detectors())
     assert not {"iforest", "lof", "image", "cycle"} & set(tables.detectors())
     assert list(pictures.detectors()) == ["image"]
+    assert set(series.ours) == set(series.detectors())
     assert {"image", "cycle"} <= set(catalogue.everything())
 
 

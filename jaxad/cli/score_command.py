@@ -81,7 +81,7 @@ def _score(model: Path, data: Path, out: Path, alpha: float | None, fdr: float |
             f"{model} does not say how its data is read from files: score arrays with it, from Python, or name what jaxad fit has saved"
         )
     if not kind.holds(data, by_kind):
-        got = kinds.of_data(data, by_kind).words if data.exists() else "missing"
+        got = kinds.of_data(data).words if data.exists() else "missing"
         raise ValueError(f"{model} was fitted on {kind.words}, {data} is {got}")
     kinds.refuse_others(kind, "Scoring", by_kind)
     kind.score(kinds.Asked(model, loaded, data, out, alpha, fdr), by_kind)
