@@ -195,7 +195,10 @@ def table(records: list[dict], half: str = "all") -> str:
         more = [_mean([row[key] for row in rows]) for key in ("VUS-PR", "VUS-ROC", "AP")]
         values[number] = (*means, np.nanmean(means), *more)
     best = np.nanmax(values, axis=0)
-    lines = [f"| method | {' | '.join(collections)} | macro | micro | VUS-ROC | AP |", "|---|" + "---:|" * values.shape[1]]
+    lines = [
+        f"| method | {' | '.join(collections)} | macro | micro | VUS-ROC | AP |",
+        "|---|" + "---:|" * values.shape[1],
+    ]
     for method, row in zip(methods, values, strict=True):
         cells = [f"**{value:.3f}**" if value == top else f"{value:.3f}" for value, top in zip(row, best, strict=True)]
         lines.append(f"| {method} | {' | '.join(cells)} |")

@@ -19,6 +19,7 @@ FLOORS = {
     r"detectors\.(scorer|search|layout)": 0.3,
     r"detectors\.(estimator|neighbours|copula|gaussian|views|windows)": 0.5,
     r"detectors\.evidence": 0.6,
+    r"detectors\.completion": 0.6,
     r"detectors\.(trimming|series)": 0.7,
     r"denoising|detectors\.(appearance|conformal)": 1,
     r"closed_form": 1.5,

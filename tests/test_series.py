@@ -123,6 +123,71 @@ def test_a_fleet_of_streams(fitted):
     np.testing.assert_allclose(scores, alone, rtol=1e-4, atol=2e-4)
 
 
+# -------------------------------------------------------------------------------------------------------------------- gaps
+
+
+@pytest.fixture(scope="module")
+def with_gaps():
+    kept = {}
+
+    def fit(channels, causal=False):
+        if (channels, causal) not in kept:
+            kept[channels, causal] = SeriesDetector(causal=causal, allow_gaps=True).fit(waves(1200, channels))
+        return kept[channels, causal]
+
+    return fit
+
+
+def hidden(series, share, seed=0):
+    return np.where(np.random.default_rng(seed).random(series.shape) < share, np.nan, series)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_anomalies_are_found_whatever_is_missing(with_gaps, channels):
+    for kind in ("stuck", "faster", "level"):
+        series, labels = broken(kind, channels)
+        for share in (0.1, 0.5):
+            assert auroc(labels, -with_gaps(channels).score_samples(hidden(series, share))) > 0.9, (kind, share)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_missing_is_no_reason(with_gaps, channels):
+    """Neither values here and there nor a block of 100 points make normal points anomalous."""
+    detector = with_gaps(channels)
+    for share in (0.1, 0.3, 0.5):
+        p = np.concatenate([detector.p_values(hidden(waves(2000, channels, seed), share)) for seed in (10, 11)])
+        assert np.mean(p <= 0.05) < 0.15, share
+    series = waves(1500, channels, seed=12)
+    for start in range(50, 1400, 250):
+        series[start : start + 100] = np.nan
+    assert np.mean(detector.p_values(series) <= 0.05) < 0.15
+
+
+def test_parts_of_channels_add_up_with_gaps(with_gaps):
+    series, _ = broken("level", 3)
+    scores, where = with_gaps(3).score_and_where(hidden(series, 0.2))
+    np.testing.assert_allclose(where.sum(axis=1), -scores, rtol=1e-4)
+    assert where[715].argmax() == 1
+
+
+@pytest.mark.parametrize("channels", [1, 10])
+def test_a_stream_with_gaps_gives_the_scores_of_the_batch(with_gaps, channels):
+    detector = with_gaps(channels, causal=True)
+    series = hidden(broken("level", channels)[0], 0.2)
+    series[900:960] = np.nan
+    rows = jnp.asarray(detector.standardiser_(series))
+    _, scores = jax.jit(lambda scorer, rows: jax.lax.scan(scorer.step, scorer.init(), rows))(detector.scorer_, rows)
+    np.testing.assert_allclose(-np.asarray(scores), detector.score_samples(series), rtol=5e-3, atol=2e-3)
+
+
+def test_gaps_in_training_too(with_gaps):
+    series, labels = broken("level", 3)
+    detector = SeriesDetector(allow_gaps=True).fit(hidden(waves(1200, 3), 0.2))
+    assert auroc(labels, -detector.score_samples(hidden(series, 0.2, seed=1))) > 0.95
+    with pytest.raises(ValueError, match="channel 1 holds no value"):
+        SeriesDetector(allow_gaps=True).fit(np.column_stack([waves(100)[:, 0], np.full(100, np.nan)]))
+
+
 def test_a_stream_asks_for_a_detector_that_looks_back_only(fitted):
     with pytest.raises(ValueError, match="causal=True"):
         fitted(3).scorer_.init()

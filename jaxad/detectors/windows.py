@@ -26,6 +26,9 @@ NEIGHBOURS, CLUSTERS = 5, 10
 MOST_WINDOWS, MOST_LEARNED_WINDOWS = 8192, 4096
 """Windows to measure distances to, and to learn components and clusters from."""
 
+MOST_NUMBERS, FEWEST_WINDOWS = 2**24, 512
+"""In all these windows, so that hundreds of channels take no minutes; but so many windows at least."""
+
 MOST_ERROR = 1e4
 """Of a forecast, squared, in units of its spread."""
 
@@ -205,12 +208,13 @@ class Forecast(Scorer):
 
 def windows_of(segments: list[np.ndarray], window: int, most: int) -> np.ndarray:
     """Evenly chosen windows of all segments, ``[windows, window, channels]``."""
+    most = min(most, max(MOST_NUMBERS // (window * segments[0].shape[1]), FEWEST_WINDOWS))
     starts = [(number, start) for number, rows in enumerate(segments) for start in range(len(rows) - window + 1)]
     step = max(1, -(-len(starts) // most))
     return np.stack([segments[number][start : start + window] for number, start in starts[::step]])
 
 
-def _components(windows: np.ndarray, count: int, explained: float | None, without_level: bool, rng) -> Windows:
+def components(windows: np.ndarray, count: int, explained: float | None, without_level: bool, rng) -> Windows:
     """Principal components; with ``explained`` only so many as explain that share, at most ``count``."""
     if without_level:
         windows = windows - windows.mean(axis=1, keepdims=True)
@@ -236,7 +240,7 @@ def _components(windows: np.ndarray, count: int, explained: float | None, withou
 def nearest_view(segments, window: int, without_level: bool, size: int, rng) -> Nearest:
     seen = windows_of(segments, window, MOST_WINDOWS)
     learned = seen[:: -(-len(seen) // MOST_LEARNED_WINDOWS)]
-    of = _components(learned, COMPONENTS, None, without_level, rng)
+    of = components(learned, COMPONENTS, None, without_level, rng)
     shift = np.einsum("wck,wc->k", of.basis, of.middle)
     kernel = of.basis - of.basis.mean(axis=0) if without_level else of.basis
     codes = np.einsum("nwc,wck->nk", seen, kernel, optimize=True) - shift
@@ -260,11 +264,12 @@ def forecast_view(segments, lags: int) -> Forecast:
 def clusters_view(segments, share: np.ndarray, window: int, seed: int) -> Clusters:
     windows = windows_of(segments, window, MOST_LEARNED_WINDOWS) * share
     flat = windows.reshape(len(windows), -1)
-    different = len(np.unique(flat, axis=0))  # of series that hardly ever change
-    found = KMeans(min(CLUSTERS, different), n_init=cast(Any, 2), random_state=seed).fit(flat).cluster_centers_
+    # Of series that hardly ever change there are few different ones.
+    different = len(np.unique(flat.astype(np.float64) @ np.random.default_rng(seed).normal(size=flat.shape[1])))
+    found = KMeans(min(CLUSTERS, different), n_init=cast(Any, 1), random_state=seed).fit(flat).cluster_centers_
     centres = np.concatenate([found, np.full((CLUSTERS - len(found), flat.shape[1]), 1e3)])
     return Clusters(centres.reshape(CLUSTERS, *windows.shape[1:]).astype(np.float32), share.astype(np.float32))
 
 
 def patterns_view(segments, window: int, seed) -> Patterns:
-    return Patterns(_components(windows_of(segments, window, MOST_LEARNED_WINDOWS), COMPONENTS, EXPLAINED, False, seed))
+    return Patterns(components(windows_of(segments, window, MOST_LEARNED_WINDOWS), COMPONENTS, EXPLAINED, False, seed))
