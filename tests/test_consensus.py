@@ -224,6 +224,7 @@ def test_the_networks_learn_and_their_views_see_gaps():
         assert auroc(np.repeat([0, 1], 300), seen[view]) > 0.85
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_training_early_and_the_result_works():
     model = ConsensusDetector(num_networks=1, num_steps=2000, max_seconds=0.0).fit(correlated(150))
     assert len(model.validation_losses_[0]) == 1

@@ -170,7 +170,8 @@ def test_a_cycle_is_exported_if_its_first_detector_is(tmp_path):
         export_detector(COPOD(transductive=True).fit(X[:30]), tmp_path / "scorer")
 
 
-@pytest.mark.parametrize("maps", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("maps", [True, False])
 def test_pictures(tmp_path, maps):
     detector = ImageDetector(NETWORK, maps=maps, num_steps=2).fit(PICTURES)
     export_detector(detector, tmp_path / "scorer")

@@ -126,7 +126,7 @@ def test_another_ending_is_refused_before_any_work(tmp_path, model, table, capsy
 
 
 @pytest.mark.parametrize("rows", [6, 25])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "dit" else n for n in ALL])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("dit", "ddpm") else n for n in ALL])
 def test_flagged_is_a_p_value_up_to_the_rate(fitted, name, rows):
     detector, new = fitted(name, rows), np.random.default_rng(2).normal(size=(200, 4)) * 3 + MIDDLE
     scores, p = detector.score_samples(new), detector.p_values(new)

@@ -156,7 +156,8 @@ def test_on_a_mesh_it_gives_the_same_result(size):
     np.testing.assert_allclose(shared.score_samples(BAD), alone.score_samples(BAD), rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 1), pytest.param((9, 17, 3), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(3, 3, 1), (9, 17, 3)])
 def test_any_size_and_number_of_channels(shape):
     network = DiT(hidden=16, depth=1, heads=2, patch_size=1)
     X = np.random.default_rng(0).random((12, *shape)).astype(np.float32)

@@ -212,7 +212,14 @@ def test_column_names_and_extra(tmp_path):
         loaded.score_samples(frame[frame.columns[::-1]])
 
 
-@pytest.mark.parametrize("name", ["diffusion-mesh", "mahalanobis", "knn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("diffusion-mesh", marks=pytest.mark.slow),
+        "mahalanobis",
+        pytest.param("knn", marks=pytest.mark.slow),
+    ],
+)
 def test_a_fresh_process_on_one_device_agrees(tmp_path, name):
     detector = DETECTORS[name].fit(X)
     save_detector(detector, tmp_path / "saved")

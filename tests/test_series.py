@@ -91,7 +91,7 @@ def test_pieces_are_the_whole(fitted, monkeypatch):
     np.testing.assert_allclose(detector.score_samples(series), whole, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 10])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.slow), 10])
 def test_a_stream_gives_the_scores_of_the_batch(fitted, channels):
     """To what float32 tells apart: where training values lie close together evidence is steep in them."""
     detector = fitted(channels, causal=True)
@@ -142,7 +142,7 @@ def hidden(series, share, seed=0):
     return np.where(np.random.default_rng(seed).random(series.shape) < share, np.nan, series)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_anomalies_are_found_whatever_is_missing(with_gaps, channels):
     for kind in ("stuck", "faster", "level"):
         series, labels = broken(kind, channels)
@@ -170,7 +170,7 @@ def test_parts_of_channels_add_up_with_gaps(with_gaps):
     assert where[715].argmax() == 1
 
 
-@pytest.mark.parametrize("channels", [1, 10])
+@pytest.mark.parametrize("channels", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_stream_with_gaps_gives_the_scores_of_the_batch(with_gaps, channels):
     detector = with_gaps(channels, causal=True)
     series = hidden(broken("level", channels)[0], 0.2)
@@ -180,6 +180,7 @@ def test_a_stream_with_gaps_gives_the_scores_of_the_batch(with_gaps, channels):
     np.testing.assert_allclose(-np.asarray(scores), detector.score_samples(series), rtol=5e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_gaps_in_training_too(with_gaps):
     series, labels = broken("level", 3)
     detector = SeriesDetector(allow_gaps=True).fit(hidden(waves(1200, 3), 0.2))
@@ -274,7 +275,7 @@ def model(tmp_path_factory):
     return folder / "model"
 
 
-def test_from_a_csv_of_sensors_to_marked_marked_events(model, tmp_path, capsys):
+def test_from_a_csv_of_sensors_to_marked_stretches(model, tmp_path, capsys):
     new = sensors(600, seed=1, label=0)
     new.loc[300:320, "heat"] += 8.0
     new.loc[300:320, "label"] = 1
@@ -313,6 +314,18 @@ def test_bad_files_are_refused_before_any_work(tmp_path, capsys, change, message
     change(sensors()).to_csv(tmp_path / "bad.csv", index=False)
     assert run("fit", tmp_path / "bad.csv", "--kind", "series", "--out", tmp_path / "model") != 0
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_files_with_gaps(model, tmp_path, capsys):
+    new = sensors(300, seed=1)
+    new.loc[100:110, "heat"] = np.nan
+    new.to_csv(tmp_path / "new.csv", index=False)
+    assert run("score", model, tmp_path / "new.csv", "--out", tmp_path / "scores.csv") != 0
+    assert "nothing in row 100 (counting from 0), column 'heat'" in " ".join(capsys.readouterr().err.split())
+    new.to_csv(tmp_path / "normal.csv", index=False)
+    assert run("fit", tmp_path / "normal.csv", "--kind", "series", "--out", tmp_path / "gaps") == 0
+    assert run("score", tmp_path / "gaps", tmp_path / "new.csv", "--out", tmp_path / "scores.csv") == 0
+    assert len(pd.read_csv(tmp_path / "scores.csv")) == 300
 
 
 def test_options_of_tables_and_of_series_are_told_apart(model, tmp_path, capsys):

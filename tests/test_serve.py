@@ -220,6 +220,7 @@ def test_what_the_program_cannot_do_is_answered_without_details_and_forgotten(fo
         assert client.get("/health").json() == {"status": "ok", "detector": "KNNDetector"}
 
 
+@pytest.mark.slow
 def test_pictures_and_bundles_without_calibration_scores(tmp_path):
     pictures = (RNG.random((24, 4, 4, 1)) * 255).astype(np.uint8)
     export_detector(ImageDetector(maps=False).fit(pictures), tmp_path / "pictures")

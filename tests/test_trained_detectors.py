@@ -87,6 +87,7 @@ def test_learned_variance_trains_with_the_hybrid_loss(split):
     assert np.isfinite(detector.score_samples(split.test)).all()
 
 
+@pytest.mark.slow
 def test_eight_devices_fit_and_score_like_one(split):
     one, eight = (
         DiffusionDetector(MLP(width=32, depth=1), num_steps=50, mesh=mesh).fit(split.train).score_samples(split.test)
@@ -160,7 +161,8 @@ def test_settings_out_of_range_are_refused_before_training(settings, message):
 # ------------------------------------------------------------------------------------------------------ several at once
 
 
-@pytest.mark.parametrize("num_steps", [200, pytest.param(1400, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [200, 1400])
 def test_networks_trained_together_are_those_trained_alone(num_steps):
     """Tables of different lengths in one vmapped program: losses, parameters and stopping as in separate fits."""
     rng = np.random.default_rng(0)

@@ -308,6 +308,7 @@ def trained():
     return spreads, schedule, network, state, losses
 
 
+@pytest.mark.slow
 def test_training_comes_within_a_few_per_cent_of_the_analytic_minimum(trained):
     spreads, schedule, network, state, _ = trained
     x = jnp.asarray(np.random.default_rng(3).normal(size=(20_000, 4)) * spreads**0.5, jnp.float32)

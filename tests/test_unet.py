@@ -193,6 +193,7 @@ def test_vectors_and_labels_without_classes_are_refused():
 # ------------------------------------------------------------------------------------------------------- labels and dropout
 
 
+@pytest.mark.slow
 def test_labels_matter_and_no_label_is_the_null_class():
     network, x = UNet(**TINY, num_classes=3, label_dropout=1.0), random(1, (4, 8, 8, 3))
     params = random_params(network, x, 0.2)

@@ -99,7 +99,7 @@ def fit_completion(segments: list[np.ndarray], window: int, causal: bool, seed: 
         rest = np.mean((flat - codes @ basis.T) ** 2)
         noise = max(float(rest), LEAST_NOISE * float(np.mean(flat**2)), 1e-6)
         variance = np.maximum(codes.var(axis=0), 1e-6).astype(np.float32)
-        completion = Completion(found.basis, found.middle, variance, np.float32(noise), causal)
+        completion = Completion(found.basis, found.middle, variance, np.array(noise, np.float32), causal)
         if last < ROUNDS - 1 and any(np.isnan(rows).any() for rows in segments):
             complete = [filled(completion, rows) for rows in segments]
     return completion

@@ -484,7 +484,7 @@ def _scale_of(X: np.ndarray) -> tuple[Standardiser, np.ndarray]:
     scale = np.maximum(std, FLOOR * extent)
     varies = scale > 1e-12 * np.maximum(np.abs(mean), 1.0)
     scale = np.where(varies, scale, 1.0)
-    return Standardiser(mean, scale, FARTHEST), scale / np.where(varies, extent, 1.0)
+    return Standardiser(np.asarray(mean), scale, FARTHEST), scale / np.where(varies, extent, 1.0)
 
 
 def over_stretches(function: Any, rows: np.ndarray, reach: tuple[int, int], call: Any = apply) -> Any:

@@ -30,7 +30,7 @@ class Series(Tables):
 
     def settings(self, options: Any, given: set[str]) -> dict[str, Any]:
         """One of them."""
-        if meaningless := sorted(given & {"contamination", "training_scores", "gaps"}):
+        if meaningless := sorted(given & {"contamination", "training_scores"}):
             raise ValueError(f"--{meaningless[0].replace('_', '-')} means nothing for {self.words}: leave it out")
         return {"causal": options.causal} if options.causal else {}
 
@@ -71,7 +71,8 @@ class Series(Tables):
             say(line)
         kept |= {"columns": tuple(encoder.get_feature_names_out()), "encoder": encoder.to_json()}
         kept["clock"] = None if clock is None else list(clock)
-        return rows, kept, {}, f"{len(rows)} points of {rows.shape[1]} channels"
+        gaps = {"allow_gaps": True} if options.gaps or np.isnan(rows).any() else {}
+        return rows, kept, gaps, f"{len(rows)} points of {rows.shape[1]} channels"
 
     def tell(self, fitted: Any, data: Path, options: Any, say: Any) -> None:
         """Nothing."""
@@ -108,6 +109,12 @@ class Series(Tables):
                 times = frame[clock[0]] if clock[0] in frame.columns else None
                 for line in about(ticks(frame, Clock(*clock)))[1:]:
                     say(line)
+        if not detector.allow_gaps and (gaps := np.argwhere(np.isnan(rows))).size:
+            point, column = gaps[0]
+            raise ValueError(
+                f"{asked.data}: nothing in row {point} (counting from 0), column {encoder.get_feature_names_out()[column]!r}, and the model "
+                "has learned from points without gaps; fit it again with --gaps"
+            )
         scores, where = detector.score_and_where(rows)
         p, flagged = judged(detector, scores, **asked.rates)
         parts, names = encoder.groups_, encoder.names_

@@ -47,7 +47,7 @@ class Fitting(Scoring):
     missing: str | None = None
     """Tables: words that mean that nothing is known, with commas between them."""
     gaps: bool = False
-    """Tables: new rows may have gaps although those to learn from have none."""
+    """Tables and series: new rows may have gaps although those to learn from have none."""
     drop: tuple[str, ...] = ()
     """Tables: columns of a csv or parquet file to leave out; jaxad score leaves them out as well."""
     contamination: float | None = None
