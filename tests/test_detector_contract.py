@@ -32,7 +32,7 @@ OURS = [
     SquaredNorm(),
     DiffusionDetector(MLP(width=32, depth=1), num_steps=100),
     DiffusionDetector(DiT(hidden=16, depth=1, heads=2, patch_size=2), num_steps=200, learning_rate=3e-3),
-    DTECategorical(num_steps=100),
+    DTECategorical(num_steps=200),
     DTEInverseGamma(num_steps=100),
     ConsensusDetector(num_networks=2, num_steps=50),
     ConsensusDetector(num_networks=0),

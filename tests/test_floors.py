@@ -29,7 +29,7 @@ FLOORS = {
     r"detectors(\.(fitting|diffusion|diffusion_time|consensus|image|taught|persistence|explanation|faces|defects))?": 4,
     r"shipping\.(export|serve)|detectors\.catalogue": 5,
     r"evaluation(\..+)?": 6,
-    r"reports\..+|shipping\.(bulk|reasons)": 7,
+    r"reports\..+|shipping\.(bulk|reasons|watching)": 7,
     r"cli(\..+)?": 8,
     r"": 9,  # jaxad/__init__.py re-exports
 }

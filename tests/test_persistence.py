@@ -30,6 +30,7 @@ from jaxad.detectors.gaussian import MahalanobisDetector, SquaredNorm
 from jaxad.detectors.image import ImageDetector, PictureTable
 from jaxad.detectors.neighbours import DTENonParametric, KNNDetector
 from jaxad.detectors.persistence import load_detector, load_extra, save_detector
+from jaxad.detectors.series import SeriesDetector
 from jaxad.runtime import checkpoint
 from jaxad.runtime.checkpoint import CheckpointError, check_writable, load_checkpoint, save_checkpoint
 from jaxad.runtime.sharding import data_mesh
@@ -128,7 +129,8 @@ def test_every_class_is_tested_and_every_score_and_network_has_a_name():
         for thing in known.values()
         if isinstance(thing, type) and issubclass(thing, Estimator) and not thing.__name__.startswith("_")
     }
-    elsewhere = {ImageDetector, PictureTable, CycleDetector, Estimator}  # test_image_detector.py, test_cycle.py
+    # test_image_detector.py, test_cycle.py, test_series.py
+    elsewhere = {ImageDetector, PictureTable, CycleDetector, SeriesDetector, Estimator}
     assert {type(detector) for detector in DETECTORS.values()} | elsewhere == classes
     scores = {
         name

@@ -144,19 +144,17 @@ def hidden(series, share, seed=0):
 
 @pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_anomalies_are_found_whatever_is_missing(with_gaps, channels):
-    for kind in ("stuck", "faster", "level"):
+    for kind, share in (("faster", 0.1), ("level", 0.5)):
         series, labels = broken(kind, channels)
-        for share in (0.1, 0.5):
-            assert auroc(labels, -with_gaps(channels).score_samples(hidden(series, share))) > 0.9, (kind, share)
+        assert auroc(labels, -with_gaps(channels).score_samples(hidden(series, share))) > 0.9, (kind, share)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_missing_is_no_reason(with_gaps, channels):
     """Neither values here and there nor a block of 100 points make normal points anomalous."""
     detector = with_gaps(channels)
-    for share in (0.1, 0.3, 0.5):
-        p = np.concatenate([detector.p_values(hidden(waves(2000, channels, seed), share)) for seed in (10, 11)])
-        assert np.mean(p <= 0.05) < 0.15, share
+    for share in (0.1, 0.5):
+        assert np.mean(detector.p_values(hidden(waves(3000, channels, 10), share)) <= 0.05) < 0.15, share
     series = waves(1500, channels, seed=12)
     for start in range(50, 1400, 250):
         series[start : start + 100] = np.nan
@@ -173,8 +171,8 @@ def test_parts_of_channels_add_up_with_gaps(with_gaps):
 @pytest.mark.parametrize("channels", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_stream_with_gaps_gives_the_scores_of_the_batch(with_gaps, channels):
     detector = with_gaps(channels, causal=True)
-    series = hidden(broken("level", channels)[0], 0.2)
-    series[900:960] = np.nan
+    series = hidden(broken("level", channels)[0], 0.2)[500:1000]
+    series[400:460] = np.nan
     rows = jnp.asarray(detector.standardiser_(series))
     _, scores = jax.jit(lambda scorer, rows: jax.lax.scan(scorer.step, scorer.init(), rows))(detector.scorer_, rows)
     np.testing.assert_allclose(-np.asarray(scores), detector.score_samples(series), rtol=5e-3, atol=2e-3)
@@ -207,6 +205,7 @@ def test_the_same_seed_gives_the_same_scores():
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_each_view_alone_is_a_detector():
     series, labels = broken("faster", 2)
     for view in of_series.NAMES:

@@ -25,6 +25,7 @@ from jaxad.cli.score_command import score
 from jaxad.cli.score_files_command import score_files
 from jaxad.cli.serve_command import serve
 from jaxad.cli.terminal import INTERRUPTED, end_at_once, exit_on_user_error, plain_console
+from jaxad.cli.watch_command import watch
 from jaxad.runtime.compilation import use_compilation_cache
 
 __all__ = ["COMMANDS", "Devices", "exit_on_user_error", "main", "plain_console", "use_compilation_cache"]
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "score": score,
     "score-files": score_files,
+    "watch": watch,
     "export": export,
     "serve": serve,
     "report": report,

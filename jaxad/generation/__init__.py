@@ -9,6 +9,7 @@ Rows out for rows in: ``x`` are normal rows, on the scale the denoiser was train
 - ``images``: inside a mask, the rest to the bit (``redrawn``, ``harmonised``, ``blended``, ``cut_paste``); ``masks`` for them
 - ``few_shot``: like 1 to 10 real anomalies of each kind (``adapt``, then ``few_shot``), inside a mask
 - ``counterfactual``: the nearest normal version of an anomaly (``repair``), and the other way (``nearest_anomaly``)
+- ``happenings``: things that happen to sensors, in time series, which need no denoiser either (``make_events``)
 - ``controls``: ADBench's recipes and NNG-Mix, which need no denoiser
 """
 
@@ -16,6 +17,7 @@ from jaxad.generation.controls import ADBENCH_KINDS, adbench_synthetic, nng_mix
 from jaxad.generation.counterfactual import Counterfactual, element_error, nearest_anomaly, repair
 from jaxad.generation.few_shot import Adapters, adapt, describe, few_shot
 from jaxad.generation.generated import Generated, Kind, check_examples, several
+from jaxad.generation.happenings import HAPPENINGS, MadeSeries, make_events
 from jaxad.generation.low_density import (
     RowScore,
     band_targets,
@@ -40,10 +42,12 @@ from jaxad.generation.typed import (
 
 __all__ = [
     "ADBENCH_KINDS",
+    "HAPPENINGS",
     "Adapters",
     "Counterfactual",
     "Generated",
     "Kind",
+    "MadeSeries",
     "RowScore",
     "adapt",
     "adbench_synthetic",
@@ -61,6 +65,7 @@ __all__ = [
     "global_anomalies",
     "harmonised",
     "low_density",
+    "make_events",
     "masks_from_examples",
     "measured_variance",
     "minority",

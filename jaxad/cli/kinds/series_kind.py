@@ -112,8 +112,8 @@ class Series(Tables):
         if not detector.allow_gaps and (gaps := np.argwhere(np.isnan(rows))).size:
             point, column = gaps[0]
             raise ValueError(
-                f"{asked.data}: nothing in row {point} (counting from 0), column {encoder.get_feature_names_out()[column]!r}, and the model "
-                "has learned from points without gaps; fit it again with --gaps"
+                f"{asked.data}: nothing in row {point} (counting from 0), column {encoder.get_feature_names_out()[column]!r}, and the "
+                "model has learned from points without gaps; fit it again with --gaps"
             )
         scores, where = detector.score_and_where(rows)
         p, flagged = judged(detector, scores, **asked.rates)
