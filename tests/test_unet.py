@@ -55,7 +55,11 @@ def million_parameters(network, shape):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes_of(network, shape))) / 1e6
 
 
-@pytest.fixture(params=CASES, ids=CASES, scope="module")
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in ("plain", "added-level") else name for name in CASES],
+    ids=CASES,
+    scope="module",
+)
 def case(request):
     network = CASES[request.param]
     x = random(1, (4, 8, 12, 3))

@@ -303,7 +303,7 @@ def adm_model(torch, *, channels, multipliers, blocks, factors, heads, updown, h
 
 
 @pytest.mark.parametrize("heads_first", [True, False], ids=["heads-first", "qkv-first"])
-@pytest.mark.parametrize("updown", [True, False], ids=["blocks", "convolutions"])
+@pytest.mark.parametrize("updown", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["blocks", "convolutions"])
 def test_adm_is_the_same_function(torch, tmp_path, updown, heads_first):
     classes = 5 if updown else None
     model = adm_model(

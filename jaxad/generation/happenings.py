@@ -175,6 +175,7 @@ def _at(values, place):
 
 def _within(series, begin, length, channel, change):
     """The series with one channel changed for ``length`` points."""
+    series = jnp.asarray(series)
     time = jnp.arange(series.shape[0])
     inside = (time >= begin) & (time < begin + length)
     values = series[:, channel]
