@@ -1,5 +1,7 @@
 """Time series: what the views see, points beside streams, shares of channels, files in order of time."""
 
+import doctest
+import importlib
 import json
 
 import jax
@@ -359,6 +361,15 @@ def test_collections_are_cut_as_their_authors_cut_them(data_dir):
         assert each.train.shape[1] == each.test.shape[1]
         assert each.labels.shape == (len(each.test),)
         assert each.labels.any()
+
+
+@pytest.mark.parametrize(
+    "module", ["detectors.series", "metrics.events", "data.clock", "generation.happenings", "shipping.watching"]
+)
+def test_the_examples_in_the_docstrings(module):
+    failed, attempted = doctest.testmod(importlib.import_module(f"jaxad.{module}"))
+    assert attempted or module == "data.clock"
+    assert not failed
 
 
 def test_tsb_ads_layout(tmp_path):

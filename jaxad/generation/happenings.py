@@ -123,7 +123,7 @@ def make_events(
     Raises:
         ValueError: an unknown kind, lengths out of order, or more events than there is room for: each takes its longest length twice.
 
-    >>> wave = np.sin(np.arange(1000) / 8)[:, None]
+    >>> wave = np.sin(np.arange(1000) / 8)[:, None].astype(np.float32)
     >>> made = make_events(jax.random.key(0), wave, count=3, kinds=("level", "stuck"))
     >>> [event.kind for event in made.events], bool((made.series[made.labels == 0] == wave[made.labels == 0]).all())
     (['level', 'stuck', 'level'], True)
