@@ -18,6 +18,7 @@ from jaxad.detectors import series as of_series
 from jaxad.detectors.persistence import load_detector, save_detector
 from jaxad.metrics import auroc
 from jaxad.metrics.events import marked_events
+from jaxad.shipping.export import export_detector
 
 
 def waves(points=1500, channels=1, seed=0):
@@ -199,6 +200,11 @@ def test_the_saved_one_scores_alike(fitted, tmp_path):
     save_detector(detector, tmp_path / "model")
     loaded = load_detector(tmp_path / "model")
     np.testing.assert_allclose(loaded.score_samples(series), detector.score_samples(series), rtol=1e-6)
+
+
+def test_a_program_of_single_rows_is_refused(fitted, tmp_path):
+    with pytest.raises(ValueError, match="cannot export SeriesDetector: it scores a row by the rows scored with it"):
+        export_detector(fitted(3), tmp_path / "bundle")
 
 
 def test_the_same_seed_gives_the_same_scores():

@@ -21,7 +21,7 @@ points before it: what a stream can know.
 import dataclasses
 import math
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -367,6 +367,8 @@ class SeriesDetector(Estimator):
     True
     """
 
+    rows_stand_alone: ClassVar[bool] = False
+    """A point's score depends on those around it: no program of single rows can give it."""
     views: Any = None
     causal: bool = False
     allow_gaps: bool = False

@@ -161,7 +161,7 @@ def check_exportable(detector: Any) -> None:
         raise ValueError(
             f"cannot export {name}: it has no scorer_, as jaxad's detectors have; scikit-learn's own are kept with skops or ONNX"
         )
-    if detector.scorer_ is None:
+    if detector.scorer_ is None or not getattr(detector, "rows_stand_alone", True):
         raise ValueError(
             f"cannot export {name}: it scores a row by the rows scored with it, a program scores each by itself"
         )

@@ -161,7 +161,7 @@ class Series(Tables):
     def generate(self, model: Path, out: Path, made: dict[str, Any], options: Any) -> None:
         """Not yet."""
         raise ValueError(
-            f"{model} was fitted on a time series: anomalies of series are made from Python (jaxad.generation.stretches)"
+            f"{model} was fitted on a time series: anomalies of series are made from Python (jaxad.generation.make_events)"
         )
 
 
